@@ -1,0 +1,4 @@
+//! The x86-64 guest: CPU state, CPUID, boot structures.
+
+pub mod cpuid;
+pub mod state;

@@ -1,0 +1,3 @@
+//! What the program needs of its host: the event loops, terminals, raw system calls.
+
+pub mod event_loop;
