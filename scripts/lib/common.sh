@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# What scripts/assets and scripts/nested share: messages, packages, the cache. Sourced, never run.
+
+# Debian keeps mke2fs, depmod and debugfs where an ordinary user's PATH does not look.
+PATH=$PATH:/usr/sbin:/sbin
+# shellcheck disable=SC2034 # for those who source this
+cache=${BELLJAR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/belljar}
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+die() { say "$*"; exit 125; }
+
+# need COMMAND=PACKAGE...: installs what is missing if we are root, otherwise says in one line what to install.
+need() {
+    local pair packages=()
+    for pair; do
+        command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+    done
+    [ ${#packages[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || die "missing programs: run: sudo apt-get install --no-install-recommends ${packages[*]}"
+    say "installing ${packages[*]}"
+    lists
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2 ||
+        die "apt-get could not install ${packages[*]}"
+}
+
+# lists: apt's package lists are there, or get fetched, or we say what to do.
+lists() {
+    if compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null; then return 0; fi
+    [ "$(id -u)" = 0 ] || die "apt has no package lists: run: sudo apt-get update"
+    say "apt has no package lists: running apt-get update"
+    apt-get update -qq >&2 || die "apt-get update failed"
+}
