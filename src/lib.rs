@@ -1,1 +1,19 @@
+//! belljar: virtual machines from one command.
+//!
+//! The modules, from the command line down to the host; each uses only those below it:
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `arch` | guest CPU state, CPUID, boot structures: plain data |
+//! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
+//! | [`bus`], [`irq`], [`mem`] | ports and registers, interrupts, guest RAM |
+//! | [`host`] | event loops, terminals, raw system calls |
 
+pub mod arch;
+pub mod bus;
+pub mod devices;
+pub mod engine;
+pub mod host;
+pub mod irq;
+pub mod mem;
+pub mod virtio;

@@ -1,1 +1,3 @@
-fn main(){}
+//! The command line tool; all work is done in the library.
+
+fn main() {}

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 /// Guest pages are 4 KiB, the unit of every mapping here.
@@ -187,9 +187,7 @@ fn map_region(at: u64, len: u64, backing: Backing) -> Result<GuestRegionMmap, Er
     let size = usize::try_from(len).map_err(|_| Error::OutOfRange { at, len })?;
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     builder = match backing {
-        Backing::Anonymous => {
-            builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-        }
+        Backing::Anonymous => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
         Backing::Shared => {
             // SAFETY: the name is a NUL-terminated literal; the returned descriptor is checked and owned below.
             let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
@@ -199,9 +197,7 @@ fn map_region(at: u64, len: u64, backing: Backing) -> Result<GuestRegionMmap, Er
             // SAFETY: `fd` was just created and nobody else owns it.
             let file = unsafe { File::from_raw_fd(fd) };
             file.set_len(len).map_err(fail)?;
-            builder
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::new(file, 0))
+            builder.with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE).with_file_offset(FileOffset::new(file, 0))
         }
     };
     let region = builder.build().map_err(|e| fail(io::Error::other(e)))?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
 
 /// What runs on a loop.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;

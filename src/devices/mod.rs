@@ -1,0 +1,50 @@
+//! The devices a machine can have. Adding one is a file here and two lines below: `mod` and an entry in [`KINDS`].
+//! Its options, `--help`, TOML table and ACPI entry follow from what the file says of itself.
+
+pub mod builder;
+pub mod options;
+
+use std::fmt::Debug;
+
+pub use builder::Builder;
+pub use options::{Key, OptionError, Options};
+
+/// Every kind of device; the order is that of `--help` and of PCI slots.
+pub const KINDS: &[&dyn Kind] = &[];
+
+/// A kind of device: what the command line and the specification file know about it.
+pub trait Kind: Sync {
+    /// Name of the flag and of the TOML table, e.g. `disk`.
+    fn name(&self) -> &'static str;
+    /// One line for `--help`.
+    fn about(&self) -> &'static str;
+    /// What can be set. The first key may be given without its name (`--disk PATH,readonly`).
+    fn keys(&self) -> &'static [Key];
+    /// Whether a machine may have more than one.
+    fn repeatable(&self) -> bool {
+        true
+    }
+    /// Checks the options and makes a specification of one device. No side effects: files are opened by
+    /// [`Spec::attach`].
+    fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError>;
+}
+
+/// One device that a machine shall have.
+pub trait Spec: Debug + Send + Sync {
+    /// Opens what the device needs and places it in the machine.
+    fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError>;
+    /// Words that the guest kernel's command line needs for this device, e.g. `console=hvc0`.
+    fn kernel_words(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A device cannot be made. Says what was tried, why it failed and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AttachError(pub String);
+
+/// The kind called `name`.
+pub fn kind(name: &str) -> Option<&'static dyn Kind> {
+    KINDS.iter().copied().find(|kind| kind.name() == name)
+}

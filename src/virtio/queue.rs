@@ -1,0 +1,3 @@
+//! The queues of an active device.
+#[derive(Debug)]
+pub struct Queues;
