@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::devices::AttachError;
+use crate::devices::{AttachError, Notify};
 use crate::host::event_loop::LoopHandle;
 use crate::irq::IrqLine;
 use crate::mem::Ram;
@@ -16,6 +16,8 @@ pub struct Builder<'a> {
     pub ram: &'a Ram,
     /// The loop for whatever never blocks.
     pub events: &'a LoopHandle,
+    /// Where power-off, reset and the like go.
+    pub notify: &'a Notify,
     /// Interrupt lines of the board, by GSI.
     pub lines: &'a dyn Fn(u32) -> Result<Arc<dyn IrqLine>, AttachError>,
     /// Virtio devices, in the order of their PCI slots.

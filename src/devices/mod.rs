@@ -2,11 +2,13 @@
 //! Its options, `--help`, TOML table and ACPI entry follow from what the file says of itself.
 
 pub mod builder;
+pub mod guest_event;
 pub mod options;
 
 use std::fmt::Debug;
 
 pub use builder::Builder;
+pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
