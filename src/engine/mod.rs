@@ -7,6 +7,10 @@
 //! I/O is a callback ([`CpuIo`]) made on the vCPU thread from inside [`Vcpu::run`], because a software CPU meets
 //! device registers in the middle of an instruction. Only decisions return ([`Exit`]).
 
+#[cfg(test)]
+pub mod contract;
+pub mod kvm;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 

@@ -1,0 +1,117 @@
+//! The KVM engine: guest code runs on the host CPU's virtualisation extensions (Linux `Documentation/virt/kvm/api.rst`).
+//!
+//! Local APICs, timers and the PV clock are KVM's; the I/O APIC is ours (split irqchip), so that interrupt routing is
+//! one code on every engine. Nothing outside this directory may name a KVM type.
+
+mod convert;
+mod crash;
+mod msi;
+mod vcpu;
+mod vm;
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::engine::{Engine, Error, Result, Vm, VmConfig};
+use crate::mem::Ram;
+
+const NAME: &str = "kvm";
+/// The only stable version of the API (api.rst section 4.1).
+const API_VERSION: i32 = 12;
+
+/// What this engine cannot do without (api.rst chapter 4 names them).
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+];
+
+/// The engine `kvm`.
+pub struct KvmEngine {
+    kvm: Kvm,
+}
+
+impl std::fmt::Debug for KvmEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KvmEngine")
+    }
+}
+
+impl KvmEngine {
+    /// Opens `/dev/kvm` and checks that it can do what this engine needs. That proves that VMs can be made, not that
+    /// an unmodified kernel runs: some hosts offer a KVM that only runs kernels made for it.
+    pub fn open() -> Result<Self> {
+        let kvm = Kvm::new().map_err(|e| Error::Unavailable(why_not_open(&io::Error::from(e))))?;
+        let version = kvm.get_api_version();
+        if version != API_VERSION {
+            return Err(Error::Unavailable(format!(
+                "/dev/kvm: API version {version}, need {API_VERSION}: update the host kernel"
+            )));
+        }
+        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(Error::Unavailable(format!("/dev/kvm: the host kernel lacks {name}: update it")));
+        }
+        Ok(Self { kvm })
+    }
+
+    /// Most vCPUs that a VM may have.
+    pub fn max_cpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Engine for KvmEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn create_vm(&self, memory: &Ram, config: &VmConfig) -> Result<Arc<dyn Vm>> {
+        if config.cpus > self.max_cpus() {
+            let reason = format!("{} vCPUs asked for, this host allows {}", config.cpus, self.max_cpus());
+            return Err(Error::Unsupported { engine: NAME, reason });
+        }
+        Ok(Arc::new(vm::KvmVm::new(&self.kvm, memory, config)?))
+    }
+}
+
+fn why_not_open(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "load the kvm-intel or kvm-amd module, or enable virtualisation in the firmware",
+        io::ErrorKind::PermissionDenied => "add yourself to group kvm (usermod -aG kvm $USER, then log in again)",
+        _ => "another hypervisor may be using the CPU's virtualisation extensions",
+    };
+    format!("/dev/kvm: {error}: {remedy}")
+}
+
+/// Wraps an error of an ioctl.
+fn host(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |e| Error::Host { engine: NAME, action, source: io::Error::from(e) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::contract;
+
+    /// The contract on this host's KVM; where there is none the skip is printed, and counted by scripts/test.
+    #[test]
+    fn contract() {
+        match KvmEngine::open() {
+            Ok(engine) => contract::run_all(&engine),
+            Err(e) => println!("SKIPPED engine::kvm contract: {e}"),
+        }
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let denied = why_not_open(&io::Error::from(io::ErrorKind::PermissionDenied));
+        assert!(denied.starts_with("/dev/kvm: permission denied") && denied.contains("group kvm"), "{denied}");
+        assert!(why_not_open(&io::Error::from(io::ErrorKind::NotFound)).contains("kvm-amd"));
+    }
+}
