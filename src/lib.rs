@@ -10,6 +10,7 @@
 //! | [`host`] | event loops, terminals, raw system calls |
 
 pub mod arch;
+pub mod board;
 pub mod bus;
 pub mod devices;
 pub mod engine;

@@ -13,7 +13,10 @@ pub mod kvm;
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::CpuidTable;
@@ -114,7 +117,7 @@ pub trait Vcpu: Send {
     /// Runs guest code until a decision is needed. Call on one and the same thread.
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit>;
     /// Counts of what made guest code stop, by kind.
-    fn stats(&self) -> ExitStats;
+    fn counters(&self) -> Arc<ExitCounters>;
 }
 
 /// Interrupts a running vCPU.
@@ -150,23 +153,56 @@ pub enum Exit {
     Crashed(String),
 }
 
-/// Exits to user space of one vCPU, by kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct ExitStats {
+/// Exits to user space of one vCPU, by kind; counted on its thread, read by anybody.
+#[derive(Debug, Default)]
+pub struct ExitCounters {
     /// Port reads.
-    pub port_in: u64,
+    pub port_in: AtomicU64,
     /// Port writes.
-    pub port_out: u64,
+    pub port_out: AtomicU64,
     /// Memory-mapped register reads.
-    pub mmio_read: u64,
+    pub mmio_read: AtomicU64,
     /// Memory-mapped register writes.
-    pub mmio_write: u64,
+    pub mmio_write: AtomicU64,
     /// Halts.
-    pub halt: u64,
+    pub halt: AtomicU64,
     /// Interrupted by a kick or signal.
-    pub kicked: u64,
+    pub kicked: AtomicU64,
     /// All others.
+    pub other: AtomicU64,
+}
+
+/// [`ExitCounters`] at one moment, of one or several vCPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "as in ExitCounters")]
+pub struct ExitStats {
+    pub port_in: u64,
+    pub port_out: u64,
+    pub mmio_read: u64,
+    pub mmio_write: u64,
+    pub halt: u64,
+    pub kicked: u64,
     pub other: u64,
+}
+
+impl ExitCounters {
+    /// Adds `n` to `counter`. Only one thread writes, so no read-modify-write cycle is needed.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.store(counter.load(Relaxed) + n, Relaxed);
+    }
+
+    /// The counts now.
+    pub fn stats(&self) -> ExitStats {
+        ExitStats {
+            port_in: self.port_in.load(Relaxed),
+            port_out: self.port_out.load(Relaxed),
+            mmio_read: self.mmio_read.load(Relaxed),
+            mmio_write: self.mmio_write.load(Relaxed),
+            halt: self.halt.load(Relaxed),
+            kicked: self.kicked.load(Relaxed),
+            other: self.other.load(Relaxed),
+        }
+    }
 }
 
 impl ExitStats {

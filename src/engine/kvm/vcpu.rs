@@ -4,6 +4,7 @@
 #![expect(unsafe_code)]
 
 use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
@@ -16,7 +17,7 @@ use super::{NAME, convert, crash, host};
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::msr;
 use crate::arch::x86_64::state::{Activity, CpuState};
-use crate::engine::{CpuIo, Error, Exit, ExitStats, IoAddr, Kicker, Result, Vcpu};
+use crate::engine::{CpuIo, Error, Exit, ExitCounters, IoAddr, Kicker, Result, Vcpu};
 use crate::host::signal;
 use crate::mem::Ram;
 
@@ -29,14 +30,14 @@ pub struct KvmVcpu {
     index: u32,
     ram: Ram,
     kicker: Arc<KvmKicker>,
-    stats: ExitStats,
+    counters: Arc<ExitCounters>,
 }
 
 impl KvmVcpu {
     pub(super) fn new(mut fd: VcpuFd, index: u32, ram: Ram) -> Self {
         let run: *mut kvm_run = fd.get_kvm_run();
         let kicker = Arc::new(KvmKicker(Mutex::new(Some(Target { run, thread: None }))));
-        Self { fd, index, ram, kicker, stats: ExitStats::default() }
+        Self { fd, index, ram, kicker, counters: Arc::default() }
     }
 
     /// String I/O is several accesses to one port: KVM hands over all elements at once.
@@ -53,12 +54,16 @@ impl KvmVcpu {
         for element in data.chunks_exact_mut(size.max(1)) {
             if u32::from(exit.direction) == kvm_bindings::KVM_EXIT_IO_IN {
                 io.read(IoAddr::Port(exit.port), element);
-                self.stats.port_in += 1;
+                self.count(|c| &c.port_in);
             } else {
                 io.write(IoAddr::Port(exit.port), element);
-                self.stats.port_out += 1;
+                self.count(|c| &c.port_out);
             }
         }
+    }
+
+    fn count(&self, counter: impl FnOnce(&ExitCounters) -> &AtomicU64) {
+        ExitCounters::add(counter(&self.counters), 1);
     }
 
     fn crash(&mut self, what: &str) -> Exit {
@@ -186,25 +191,25 @@ impl Vcpu for KvmVcpu {
                 Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => self.port_io(io),
                 Ok(VcpuExit::MmioRead(address, data)) => {
                     io.read(IoAddr::Mmio(address), data);
-                    self.stats.mmio_read += 1;
+                    self.count(|c| &c.mmio_read);
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
                     io.write(IoAddr::Mmio(address), data);
-                    self.stats.mmio_write += 1;
+                    self.count(|c| &c.mmio_write);
                 }
                 Ok(VcpuExit::IoapicEoi(vector)) => {
                     io.end_of_interrupt(vector);
-                    self.stats.other += 1;
+                    self.count(|c| &c.other);
                 }
                 Ok(VcpuExit::Hlt) => {
-                    self.stats.halt += 1;
+                    self.count(|c| &c.halt);
                     return Ok(Exit::Halted);
                 }
                 Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
                 Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => return Ok(Exit::Shutdown),
                 Ok(VcpuExit::SystemEvent(..)) => return Ok(Exit::Reset),
                 Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
-                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => self.stats.other += 1,
+                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => self.count(|c| &c.other),
                 Ok(VcpuExit::InternalError) => return Ok(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
                     let what = format!("KVM could not enter the guest (hardware reason {reason:#x}, host CPU {cpu})");
@@ -218,12 +223,12 @@ impl Vcpu for KvmVcpu {
                     return Ok(self.crash(&what));
                 }
                 Err(e) if e.errno() == libc::EINTR => {
-                    self.stats.kicked += 1;
+                    self.count(|c| &c.kicked);
                     if self.kicker.taken() {
                         return Ok(Exit::Kicked);
                     }
                 }
-                Err(e) if e.errno() == libc::EAGAIN => self.stats.other += 1,
+                Err(e) if e.errno() == libc::EAGAIN => self.count(|c| &c.other),
                 Err(e) if matches!(e.errno(), libc::EFAULT | libc::ENOMEM) => {
                     return Ok(self.crash(&format!("the host could not provide guest memory: {}", io::Error::from(e))));
                 }
@@ -232,8 +237,8 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    fn stats(&self) -> ExitStats {
-        self.stats
+    fn counters(&self) -> Arc<ExitCounters> {
+        self.counters.clone()
     }
 }
 
@@ -269,8 +274,8 @@ impl KvmKicker {
     fn set_immediate_exit(target: &Target, value: u8) -> bool {
         // SAFETY: the page is mapped (see Target); KVM and other threads access this byte at the same time, so only
         // atomic accesses are made to it.
-        let flag = unsafe { std::sync::atomic::AtomicU8::from_ptr(&raw mut (*target.run).immediate_exit) };
-        flag.swap(value, std::sync::atomic::Ordering::SeqCst) != 0
+        let flag = unsafe { AtomicU8::from_ptr(&raw mut (*target.run).immediate_exit) };
+        flag.swap(value, Ordering::SeqCst) != 0
     }
 
     /// Whether somebody kicked since the last call.

@@ -1,0 +1,3 @@
+//! The board: what is where in a machine's address space, and its I/O APIC.
+
+pub mod ioapic;
