@@ -4,6 +4,8 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
+//! | [`loader`] | kernels, initial file systems, boot parameters |
+//! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
 //! | [`bus`], [`irq`], [`mem`] | ports and registers, interrupts, guest RAM |
@@ -16,5 +18,6 @@ pub mod devices;
 pub mod engine;
 pub mod host;
 pub mod irq;
+pub mod loader;
 pub mod mem;
 pub mod virtio;

@@ -1,5 +1,8 @@
 //! The x86-64 guest: CPU state, CPUID, boot structures.
 
+pub mod boot;
 pub mod cpuid;
+pub mod gdt;
 pub mod msr;
+pub mod paging;
 pub mod state;

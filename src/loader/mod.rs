@@ -1,0 +1,277 @@
+//! Loading kernels: finds out what a file is, puts it into guest RAM with its initial RAM file system, command line
+//! and boot parameters, and says in which state the boot CPU starts. Called once per start of a machine, before
+//! any vCPU runs, on the thread that builds the machine.
+
+mod bytes;
+pub mod cmdline;
+pub mod elf;
+#[cfg(test)]
+mod fixtures;
+pub mod initrd;
+mod linux;
+mod pvh;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use linux_loader::loader::bootparam::{self, setup_header};
+
+use crate::arch::x86_64::boot::{self, MemoryRange, Tables};
+use crate::arch::x86_64::state::CpuState;
+use crate::arch::x86_64::{gdt, paging};
+use crate::board::layout;
+use crate::mem::{self, Ram};
+
+pub use initrd::Initrd;
+
+/// How a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Linux by its 64-bit protocol, other kernels with a PVH entry by that.
+    #[default]
+    Auto,
+    /// The Linux 64-bit protocol.
+    Linux64,
+    /// The PVH entry.
+    Pvh,
+}
+
+/// What to boot.
+#[derive(Debug)]
+pub struct Boot {
+    /// Kernel file: a bzImage or an ELF file.
+    pub kernel: PathBuf,
+    /// Archives for the initial RAM file system, in order.
+    pub initrds: Vec<Initrd>,
+    /// Whole kernel command line.
+    pub cmdline: String,
+    /// Guest-physical address of the ACPI root pointer, 0 if there is none.
+    pub rsdp: u64,
+    /// Memory map for the kernel, in ascending order.
+    pub memory_map: Vec<MemoryRange>,
+    /// Entry to use.
+    pub protocol: Protocol,
+    /// RAM has not been written before: its pages read as zeros. After a reset it has, and what the kernel expects
+    /// to be zero is written.
+    pub fresh: bool,
+}
+
+/// What kind of kernel was loaded, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// ELF file, entered by the Linux protocol.
+    Vmlinux,
+    /// ELF file, entered by the PVH protocol.
+    Pvh,
+}
+
+/// What was loaded, for reports.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// Kind of kernel.
+    pub kind: Kind,
+    /// Guest-physical address of the first instruction.
+    pub entry: u64,
+    /// Release of the kernel, if the file says.
+    pub version: Option<String>,
+    /// Where the initial RAM file system is.
+    pub initrd: Option<initrd::Range>,
+}
+
+/// A loaded kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// State in which vCPU 0 starts. Other vCPUs need only [`boot::FIRMWARE_MSRS`].
+    pub state: CpuState,
+    /// What it is.
+    pub report: Report,
+}
+
+/// A kernel cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel file cannot be read.
+    #[error("Cannot read kernel {path}")]
+    Read {
+        /// File name.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The file is no kernel.
+    #[error("{path} is not a kernel for this machine: it looks like {found}; give a bzImage or an x86-64 vmlinux")]
+    NotAKernel {
+        /// File name.
+        path: PathBuf,
+        /// What it seems to be.
+        found: &'static str,
+    },
+    /// An ELF kernel cannot be loaded.
+    #[error("Cannot load kernel {path}")]
+    Elf {
+        /// File name.
+        path: PathBuf,
+        /// The reason.
+        source: elf::Error,
+    },
+    /// The protocol asked for does not fit the kernel.
+    #[error("Cannot boot {path}: {reason}")]
+    Entry {
+        /// File name.
+        path: PathBuf,
+        /// What is missing.
+        reason: &'static str,
+    },
+    /// The command line is not acceptable.
+    #[error("Cannot boot {path}")]
+    Cmdline {
+        /// File name of the kernel.
+        path: PathBuf,
+        /// The reason.
+        source: cmdline::Error,
+    },
+    /// The initial RAM file system cannot be loaded.
+    #[error("Cannot load the initial RAM file system")]
+    Initrd(#[from] initrd::Error),
+    /// More pieces of memory than the boot protocol can describe.
+    #[error("The memory map has {len} entries, more than the boot protocol can hold")]
+    MemoryMap {
+        /// Entries.
+        len: usize,
+    },
+    /// Boot structures do not fit into RAM.
+    #[error("Cannot write boot parameters; the machine needs at least 1 MiB of memory below 4 GiB")]
+    Parameters(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    fn boot_parameters(error: linux_loader::configurator::Error) -> Self {
+        Self::Parameters(Box::new(error))
+    }
+}
+
+impl From<mem::Error> for Error {
+    fn from(error: mem::Error) -> Self {
+        Self::Parameters(Box::new(error))
+    }
+}
+
+/// A kernel in guest RAM.
+struct Kernel {
+    report: Report,
+    header: setup_header,
+    end: u64,
+}
+
+/// Puts everything that `request` names into `ram`.
+pub fn load(ram: &Ram, request: &Boot) -> Result<Loaded, Error> {
+    let path = &request.kernel;
+    let read = |source| Error::Read { path: path.clone(), source };
+    let file = File::open(path).map_err(read)?;
+    if !file.metadata().map_err(read)?.is_file() {
+        return Err(Error::NotAKernel { path: path.clone(), found: "a directory or a device" });
+    }
+    let head = read_head(&file).map_err(read)?;
+    let mut kernel = if head.starts_with(elf::MAGIC) {
+        load_elf(ram, request, &file, linux::header_for_vmlinux())?
+    } else {
+        return Err(Error::NotAKernel { path: path.clone(), found: looks_like(&head) });
+    };
+    let above_4g = kernel.header.xloadflags & bootparam::XLF_CAN_BE_LOADED_ABOVE_4G != 0;
+    let last = if above_4g { u64::MAX } else { kernel.header.initrd_addr_max.into() };
+    kernel.report.initrd = initrd::place(ram, &request.initrds, initrd::Limits { kernel_end: kernel.end, last })?;
+    write_cmdline(ram, path, &request.cmdline, kernel.header.cmdline_size)?;
+    let state = write_parameters(ram, request, &kernel)?;
+    Ok(Loaded { state, report: kernel.report })
+}
+
+fn write_parameters(ram: &Ram, request: &Boot, kernel: &Kernel) -> Result<CpuState, Error> {
+    let table: Vec<u8> = gdt::table().iter().flat_map(|e| e.to_le_bytes()).collect();
+    ram.write(layout::GDT, &table)?;
+    let tables = Tables { gdt: layout::GDT, page_tables: layout::PAGE_TABLES };
+    let initrd = kernel.report.initrd;
+    if kernel.report.kind == Kind::Pvh {
+        pvh::write(ram, &request.memory_map, initrd, request.rsdp)?;
+        return Ok(boot::pvh_entry(kernel.report.entry as u32, layout::PVH_START_INFO as u32, tables));
+    }
+    ram.write(layout::PAGE_TABLES, &paging::identity_4g(layout::PAGE_TABLES))?;
+    let memory_map = &request.memory_map;
+    linux::write(ram, &linux::Parameters { header: kernel.header, memory_map, initrd, rsdp: request.rsdp })?;
+    Ok(boot::linux_entry(kernel.report.entry, layout::BOOT_PARAMS, tables))
+}
+
+fn write_cmdline(ram: &Ram, path: &Path, line: &str, max: u32) -> Result<(), Error> {
+    let max = u64::from(max).min(layout::CMDLINE_SPACE - 1);
+    cmdline::check(line, max as usize).map_err(|source| Error::Cmdline { path: path.to_owned(), source })?;
+    ram.write(layout::CMDLINE, line.as_bytes())?;
+    Ok(ram.write(layout::CMDLINE + line.len() as u64, &[0])?)
+}
+
+/// Loads the ELF file `file`, which `request.kernel` is or was packed in.
+fn load_elf(ram: &Ram, request: &Boot, file: &File, header: setup_header) -> Result<Kernel, Error> {
+    let path = &request.kernel;
+    let elf = |source| Error::Elf { path: path.clone(), source };
+    let image = elf::parse(file).map_err(elf)?;
+    let (kind, entry) =
+        entry(&image, request.protocol).map_err(|reason| Error::Entry { path: path.clone(), reason })?;
+    let end = elf::place(&image, file, ram, request.fresh).map_err(elf)?;
+    let report = Report { kind, entry, version: image.version, initrd: None };
+    Ok(Kernel { report, header, end })
+}
+
+/// Chooses the entry of an ELF kernel.
+fn entry(image: &elf::Image, protocol: Protocol) -> Result<(Kind, u64), &'static str> {
+    // A kernel that has a PVH entry and does not say that it is Linux cannot know Linux' boot parameters.
+    let pvh = match (protocol, image.pvh) {
+        (Protocol::Pvh, None) => return Err("it has no PVH entry; use the Linux protocol"),
+        (Protocol::Pvh, pvh) => pvh,
+        (Protocol::Auto, pvh) if !image.linux => pvh,
+        _ => None,
+    };
+    let (kind, entry) = match pvh {
+        Some(entry) => (Kind::Pvh, entry.into()),
+        None => (Kind::Vmlinux, image.entry),
+    };
+    if image.segments.iter().any(|s| entry >= s.start && entry - s.start < s.file_len) {
+        Ok((kind, entry))
+    } else {
+        Err("its entry is outside of what is loaded; it is not a Linux kernel and has no PVH entry")
+    }
+}
+
+/// The first bytes of the file, fewer if it is shorter.
+fn read_head(file: &File) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; 4096];
+    let mut len = 0;
+    while let Some(rest) = head.get_mut(len..).filter(|r| !r.is_empty()) {
+        match file.read_at(rest, len as u64) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    head.truncate(len);
+    Ok(head)
+}
+
+/// Names common mistakes.
+fn looks_like(head: &[u8]) -> &'static str {
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(magic));
+    match () {
+        () if head.is_empty() => "an empty file",
+        () if at(56, b"ARM\x64") => "a kernel for 64-bit ARM",
+        () if at(48, b"RISCV") => "a kernel for RISC-V",
+        () if at(0, b"\x1f\x8b") => "a gzip file",
+        () if at(0, b"070701") => "a cpio archive, as initial RAM file systems are",
+        () if at(0, b"!<arch>") => "an archive or a Debian package",
+        () if at(0, b"QFI\xfb") => "a qcow2 disk image",
+        () if at(0, b"MZ") => "a Windows or EFI program",
+        () if at(510, b"\x55\xaa") => "a disk image",
+        () => "something else",
+    }
+}
