@@ -20,6 +20,8 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
+pub mod buffers;
+
 /// Guest pages are 4 KiB, the unit of every mapping here.
 pub const PAGE: u64 = 4096;
 
@@ -93,6 +95,12 @@ impl Ram {
     /// All pieces in ascending order.
     pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
         self.0.iter().map(|r| Region { start: r.start_addr().0, len: r.len(), host: r.as_ptr() as usize })
+    }
+
+    /// The piece of RAM that holds the byte at guest-physical `at`.
+    pub fn region_of(&self, at: u64) -> Option<Region> {
+        let r = self.0.find_region(GuestAddress(at))?;
+        Some(Region { start: r.start_addr().0, len: r.len(), host: r.as_ptr() as usize })
     }
 
     /// Bytes of RAM in all.

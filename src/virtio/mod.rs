@@ -14,8 +14,19 @@ use std::os::fd::RawFd;
 use crate::virtio::config::ConfigSpace;
 use crate::virtio::queue::Queues;
 
+pub mod chain;
 pub mod config;
+pub mod interrupt;
+#[cfg(test)]
+pub mod kit;
 pub mod queue;
+#[cfg(test)]
+mod tests;
+mod watch;
+pub mod worker;
+
+pub use chain::Chain;
+pub use watch::Interest;
 
 /// Fixed properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +65,8 @@ pub trait VirtioDevice: Send {
 /// `Err(Broken)` means that the driver broke the rules of the specification: the core sets DEVICE_NEEDS_RESET,
 /// tells the driver, logs one line, and calls the handler no more until the reset.
 pub trait Handler: Send {
-    /// Descriptors to watch for readability beside the queues: (fd, token passed to [`Handler::on_fd`]).
+    /// Descriptors to watch for readability beside the queues: (fd, token passed to [`Handler::on_fd`]). They stay
+    /// open as long as the handler; those that come and go are for [`Queues::watch`].
     fn fds(&self) -> Vec<(RawFd, u32)> {
         Vec::new()
     }
@@ -62,8 +74,9 @@ pub trait Handler: Send {
     fn start(&mut self, _queues: &mut Queues) -> Result<(), Broken> {
         Ok(())
     }
-    /// The driver made buffers available in queue `index`. Called again until the queue is empty or [`Handler`] left
-    /// buffers in it on purpose; used-buffer interrupts are sent by the core after it returns.
+    /// The driver made buffers available in queue `index`. A handler takes what it can use ([`queue::VirtQueue::pop`]
+    /// until it gives none) or leaves buffers for later; it is called again when a queue that it found empty gets
+    /// more, or when it was stopped for the sake of others. Interrupts are sent by the core after it returns.
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken>;
     /// The descriptor with `token` is readable (or hung up).
     fn on_fd(&mut self, _token: u32, _queues: &mut Queues) -> Result<(), Broken> {
