@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
+use crate::devices::console_output::ConsoleHub;
 use crate::devices::{AttachError, Notify};
 use crate::host::event_loop::LoopHandle;
 use crate::irq::IrqLine;
@@ -18,6 +19,8 @@ pub struct Builder<'a> {
     pub events: &'a LoopHandle,
     /// Where power-off, reset and the like go.
     pub notify: &'a Notify,
+    /// Where consoles print and read.
+    pub consoles: &'a Arc<ConsoleHub>,
     /// Interrupt lines of the board, by GSI.
     pub lines: &'a dyn Fn(u32) -> Result<Arc<dyn IrqLine>, AttachError>,
     /// Virtio devices, in the order of their PCI slots.

@@ -2,8 +2,10 @@
 //! Its options, `--help`, TOML table and ACPI entry follow from what the file says of itself.
 
 pub mod builder;
+pub mod console_output;
 pub mod guest_event;
 pub mod options;
+pub mod serial;
 
 use std::fmt::Debug;
 
@@ -12,7 +14,7 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[];
+pub const KINDS: &[&dyn Kind] = &[&serial::Kind];
 
 /// A kind of device: what the command line and the specification file know about it.
 pub trait Kind: Sync {

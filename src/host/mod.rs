@@ -1,6 +1,12 @@
 //! What the program needs of its host: the event loops, terminals, raw system calls.
 
+pub mod alarm;
+pub mod chardev;
+pub mod escape;
 pub mod event_loop;
 pub mod log_limit;
 pub mod signal;
+pub mod socket;
+pub mod stream;
+pub mod terminal;
 pub mod vectored;

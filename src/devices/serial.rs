@@ -1,0 +1,362 @@
+//! A 16550 serial port, COM1 (`ttyS0`): early messages, and the console of kernels without a virtio console driver.
+//!
+//! Registers are those of the TI TL16C550 data sheet (`vm-superio`). Guest accesses come on vCPU threads, input comes
+//! on the event loop. Output never waits: what a slow reader leaves no room for is lost and counted.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+
+use crate::bus::BusDevice;
+use crate::devices::builder::PlacedPorts;
+use crate::devices::console_output::ConsoleOutput;
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::host::chardev::{TARGETS, Target};
+use crate::host::stream::{Claim, Listener, WhenFull};
+use crate::irq::IrqLine;
+
+/// First port of COM1.
+pub const PORT: u16 = 0x3f8;
+/// Interrupt of COM1.
+pub const GSI: u32 = 4;
+/// Number of registers.
+const REGISTERS: u16 = 8;
+
+/// Receive buffer.
+const RBR: u8 = 0;
+/// Interrupt enable; bit 0: received data.
+const IER: u8 = 1;
+const IER_RECEIVED: u8 = 1;
+/// Line control; bit 7 shows the divisor instead of the first two registers.
+const LCR: u8 = 3;
+const LCR_DIVISOR: u8 = 0x80;
+/// Modem control; bit 4 connects the output to the input.
+const MCR: u8 = 4;
+const MCR_LOOPBACK: u8 = 0x10;
+/// Line status.
+const LSR: u8 = 5;
+
+/// Bytes of the receive FIFO of `vm-superio`.
+const FIFO: usize = 64;
+
+/// So many reads of the line status in a row, and nothing else, mean that the guest waits for input without
+/// interrupts. Output reads it once a character.
+const POLLING: u8 = 8;
+
+/// `--serial`.
+#[derive(Debug)]
+pub struct Kind;
+
+const KEYS: &[Key] =
+    &[Key { name: "to", value: "stdio|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
+
+impl DeviceKind for Kind {
+    fn name(&self) -> &'static str {
+        "serial"
+    }
+
+    fn about(&self) -> &'static str {
+        "Serial port (ttyS0), for early messages and plain consoles"
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        KEYS
+    }
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
+        let target = match options.text("to") {
+            None => Some(Target::Stdio),
+            Some("off") => None,
+            Some(text) => Some(text.parse().map_err(|_| options.error(format!("to={text}: say {TARGETS} or off")))?),
+        };
+        Ok(Box::new(SerialSpec { target }))
+    }
+}
+
+#[derive(Debug)]
+struct SerialSpec {
+    /// None: the machine has no serial port.
+    target: Option<Target>,
+}
+
+impl Spec for SerialSpec {
+    fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
+        let Some(target) = &self.target else { return Ok(()) };
+        let name = "serial0";
+        let output = builder.consoles.open(name, target, builder.events)?;
+        builder.ports.push(PlacedPorts {
+            name: name.into(),
+            base: PORT,
+            len: REGISTERS,
+            gsi: Some(GSI),
+            hid: Some("PNP0501"),
+            device: SerialPort::new(output, (builder.lines)(GSI)?),
+        });
+        Ok(())
+    }
+
+    fn kernel_words(&self) -> Vec<String> {
+        // Without the word, a kernel looks for four ports at length.
+        self.target.iter().map(|_| "8250.nr_uarts=1".into()).collect()
+    }
+}
+
+struct Line(Arc<dyn IrqLine>);
+
+impl Trigger for Line {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.pulse();
+        Ok(())
+    }
+}
+
+impl io::Write for ConsoleOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(ConsoleOutput::write(self, bytes, WhenFull::Drop))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The port on the bus.
+struct SerialPort {
+    uart: Mutex<Uart>,
+}
+
+struct Uart {
+    registers: Serial<Line, NoEvents, ConsoleOutput>,
+    input: Claim,
+    /// Reads of the line status in a row.
+    polls: u8,
+}
+
+impl SerialPort {
+    fn new(output: ConsoleOutput, line: Arc<dyn IrqLine>) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let listener: Weak<dyn Listener> = this.clone();
+            let input = output.stream().claim(listener);
+            let registers = Serial::new(Line(line), output);
+            Self { uart: Mutex::new(Uart { registers, input, polls: 0 }) }
+        })
+    }
+
+    fn uart(&self) -> std::sync::MutexGuard<'_, Uart> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Uart {
+    /// Whether the guest takes input: bytes that come while its driver still sets the port up or tests it would be
+    /// lost.
+    fn listens(&mut self) -> bool {
+        let divisor = self.registers.read(LCR) & LCR_DIVISOR != 0;
+        let interrupts = !divisor && self.registers.read(IER) & IER_RECEIVED != 0;
+        (interrupts || self.polls >= POLLING) && self.registers.read(MCR) & MCR_LOOPBACK == 0
+    }
+
+    /// Moves waiting input to the guest's FIFO, as much as it has room for.
+    fn fill(&mut self) {
+        let room = self.registers.fifo_capacity();
+        if room == 0 || !self.listens() {
+            return;
+        }
+        let mut bytes = [0; FIFO];
+        let n = self.input.take(bytes.get_mut(..room).unwrap_or_default());
+        if n > 0 {
+            // Cannot fail: there is room, and the line always works.
+            let _ = self.registers.enqueue_raw_bytes(bytes.get(..n).unwrap_or_default());
+        }
+    }
+}
+
+impl BusDevice for SerialPort {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let (Some(first), Ok(register)) = (data.first_mut(), u8::try_from(offset)) else { return };
+        let mut uart = self.uart();
+        let before = uart.polls;
+        uart.polls = if register == LSR { before.saturating_add(1) } else { 0 };
+        // A guest that polls still does when it reads what it was waiting for.
+        if register == RBR && before >= POLLING {
+            uart.polls = before;
+        }
+        if register == LSR && before < POLLING && uart.polls >= POLLING {
+            uart.fill();
+        }
+        *first = uart.registers.read(register);
+        if register == RBR && uart.registers.fifo_capacity() == FIFO {
+            uart.fill();
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let (Some(&value), Ok(register)) = (data.first(), u8::try_from(offset)) else { return };
+        let mut uart = self.uart();
+        uart.polls = 0;
+        // Neither can fail: the line cannot, and output never does.
+        let _ = uart.registers.write(register, value);
+        if register == IER {
+            uart.fill();
+        }
+    }
+}
+
+impl Listener for SerialPort {
+    fn ready(&self) {
+        self.uart().fill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::console_output::tests::quiet_hub;
+    use crate::host::event_loop::EventLoop;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[derive(Debug, Default)]
+    struct Pulses(AtomicU32);
+
+    impl IrqLine for Pulses {
+        fn set_level(&self, high: bool) {
+            self.0.fetch_add(u32::from(high), Ordering::Relaxed);
+        }
+    }
+
+    struct Bench {
+        port: Arc<SerialPort>,
+        pulses: Arc<Pulses>,
+        client: UnixStream,
+        _events: EventLoop,
+        _dir: tempfile::TempDir,
+    }
+
+    fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let events = EventLoop::start("serial-test").unwrap();
+        let output = quiet_hub().open("serial0", &Target::Socket(path.clone()), &events.handle()).unwrap();
+        let stream = output.stream().clone();
+        let pulses = Arc::new(Pulses::default());
+        let port = SerialPort::new(output, pulses.clone());
+        let client = UnixStream::connect(path).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        wait(|| stream.connected());
+        Bench { port, pulses, client, _events: events, _dir: dir }
+    }
+
+    fn wait(mut until: impl FnMut() -> bool) {
+        let end = Instant::now() + LONG;
+        while !until() {
+            assert!(Instant::now() < end, "waited too long");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn get(port: &SerialPort, register: u8) -> u8 {
+        let mut data = [0xee];
+        BusDevice::read(port, register.into(), &mut data);
+        data[0]
+    }
+
+    fn set(port: &SerialPort, register: u8, value: u8) {
+        BusDevice::write(port, register.into(), &[value]);
+    }
+
+    #[test]
+    fn output_arrives() {
+        let mut bench = bench();
+        b"hello\n".iter().for_each(|&byte| set(&bench.port, 0, byte));
+        let mut seen = [0; 6];
+        bench.client.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello\n");
+    }
+
+    #[test]
+    fn input_waits_for_the_driver_and_is_paced_by_it() {
+        let mut bench = bench();
+        let sent: Vec<u8> = (0..20_000u32).map(|n| (n % 253) as u8).collect();
+        let content = sent.clone();
+        let mut client = bench.client.try_clone().unwrap();
+        let writer = std::thread::spawn(move || client.write_all(&sent).unwrap());
+        // A driver sets the port up: FIFO, self-test, divisor, one stray read.
+        set(&bench.port, MCR, MCR_LOOPBACK | 0xa);
+        assert_eq!(get(&bench.port, 6) & 0xf0, 0x90, "the loopback test of the 8250 driver");
+        set(&bench.port, 2, 7);
+        set(&bench.port, MCR, 0xb);
+        set(&bench.port, LCR, 0x83);
+        set(&bench.port, 1, 1);
+        set(&bench.port, LCR, 3);
+        get(&bench.port, RBR);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(get(&bench.port, LSR) & 1, 0, "nothing before interrupts are on");
+        assert_eq!(bench.pulses.0.load(Ordering::Relaxed), 0);
+        set(&bench.port, IER, IER_RECEIVED);
+        let mut seen = Vec::new();
+        wait(|| {
+            while get(&bench.port, LSR) & 1 != 0 && seen.len() < content.len() {
+                seen.push(get(&bench.port, RBR));
+            }
+            seen.len() == content.len()
+        });
+        assert!(seen == content);
+        assert!(bench.pulses.0.load(Ordering::Relaxed) > 0);
+        writer.join().unwrap();
+        set(&bench.port, 0, b'\n');
+        bench.client.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_polls_gets_input_too() {
+        let mut bench = bench();
+        bench.client.write_all(b"polled").unwrap();
+        let mut seen = Vec::new();
+        wait(|| {
+            if get(&bench.port, LSR) & 1 != 0 {
+                seen.push(get(&bench.port, RBR));
+            }
+            seen.len() == 6
+        });
+        assert_eq!(seen, b"polled");
+        assert_eq!(bench.pulses.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn odd_accesses_do_no_harm() {
+        let bench = bench();
+        for offset in [0u64, 1, 3, 5, 7, 8, 255, 256, u64::MAX] {
+            let mut data = [0xee; 8];
+            BusDevice::read(&*bench.port, offset, &mut data);
+            assert_eq!(data[1..], [0; 7]);
+            BusDevice::read(&*bench.port, offset, &mut []);
+            BusDevice::write(&*bench.port, offset, &[0xff; 8]);
+            BusDevice::write(&*bench.port, offset, &[]);
+        }
+    }
+
+    #[test]
+    fn options_name_a_place_or_none() {
+        let spec = |text| Kind.parse(&mut Options::from_flag("serial", KEYS, text).unwrap());
+        assert!(format!("{:?}", spec("").unwrap()).contains("Stdio"));
+        assert!(format!("{:?}", spec("file=/tmp/x").unwrap()).contains("/tmp/x"));
+        assert!(spec("off").unwrap().kernel_words().is_empty());
+        let wrong = spec("tty").unwrap_err().to_string();
+        assert_eq!(wrong, "--serial: to=tty: say stdio|file=PATH|pty|socket=PATH|null or off");
+    }
+}
