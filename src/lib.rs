@@ -5,6 +5,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
+//! | [`firmware`] | ACPI tables, power registers |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
@@ -16,6 +17,7 @@ pub mod board;
 pub mod bus;
 pub mod devices;
 pub mod engine;
+pub mod firmware;
 pub mod host;
 pub mod irq;
 pub mod loader;

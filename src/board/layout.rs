@@ -64,6 +64,9 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 /// End of [`KVM_TSS`].
 pub const KVM_TSS_END: u64 = 0xfffc_0000;
 
+/// First of the I/O ports by which the guest turns the machine off, resets it, and learns of the power button.
+pub const POWER_PORTS: u16 = 0x600;
+
 /// The pieces (guest-physical address, length in bytes) of `bytes` of RAM.
 pub fn ram_layout(bytes: u64) -> Vec<(u64, u64)> {
     let low = bytes.min(RAM_BELOW_4G_END);
