@@ -21,3 +21,16 @@ pub enum GuestEvent {
 
 /// Takes events to the machine. Called on vCPU threads and on the event loop, so it must not block.
 pub type Notify = Arc<dyn Fn(GuestEvent) + Send + Sync>;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A [`Notify`] and what it was told.
+    pub(crate) fn recorded() -> (Notify, impl Fn() -> Vec<GuestEvent>) {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = events.clone();
+        (Arc::new(move |event| events.lock().unwrap().push(event)), move || seen.lock().unwrap().clone())
+    }
+}

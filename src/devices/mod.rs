@@ -3,8 +3,12 @@
 
 pub mod builder;
 pub mod console_output;
+pub mod exit_port;
 pub mod guest_event;
+pub mod keyboard_reset;
 pub mod options;
+pub mod pvpanic;
+pub mod rtc;
 pub mod serial;
 
 use std::fmt::Debug;
@@ -15,6 +19,14 @@ pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
 pub const KINDS: &[&dyn Kind] = &[&serial::Kind];
+
+/// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
+pub fn place_fixed(builder: &mut Builder<'_>) {
+    rtc::place(builder);
+    keyboard_reset::place(builder);
+    exit_port::place(builder);
+    pvpanic::place(builder);
+}
 
 /// A kind of device: what the command line and the specification file know about it.
 pub trait Kind: Sync {
