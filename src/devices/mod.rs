@@ -8,6 +8,7 @@ pub mod guest_event;
 pub mod keyboard_reset;
 pub mod options;
 pub mod pvpanic;
+pub mod rng;
 pub mod rtc;
 pub mod serial;
 
@@ -18,11 +19,12 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[&serial::Kind];
+pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &rng::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
-pub fn place_fixed(builder: &mut Builder<'_>) {
-    rtc::place(builder);
+/// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).
+pub fn place_fixed(builder: &mut Builder<'_>, rtc_listed: bool) {
+    rtc::place(builder, rtc_listed);
     keyboard_reset::place(builder);
     exit_port::place(builder);
     pvpanic::place(builder);

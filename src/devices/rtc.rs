@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::bus::BusDeviceMut;
 use crate::devices::Builder;
 use crate::devices::builder::PlacedPorts;
+use crate::firmware::HID_RTC;
 
 /// Index port; the data port follows.
 pub const PORT: u16 = 0x70;
@@ -64,10 +65,12 @@ struct Rtc {
     taken: Option<Instant>,
 }
 
-/// Places the clock.
-pub fn place(builder: &mut Builder<'_>) {
+/// Places the clock. A guest kernel that has kvmclock needs no other source of the time, so for it the clock is better
+/// not `listed` in ACPI: its driver would read it some fifty times at start. Other kernels need it to know the date.
+pub fn place(builder: &mut Builder<'_>, listed: bool) {
     let device = Arc::new(Mutex::new(Rtc::new()));
-    builder.ports.push(PlacedPorts { name: "rtc".into(), base: PORT, len: 2, gsi: None, hid: None, device });
+    let hid = listed.then_some(HID_RTC);
+    builder.ports.push(PlacedPorts { name: "rtc".into(), base: PORT, len: 2, gsi: None, hid, device });
 }
 
 impl Rtc {
