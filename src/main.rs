@@ -1,3 +1,5 @@
 //! The command line tool; all work is done in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    belljar::cli::main()
+}

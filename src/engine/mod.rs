@@ -112,6 +112,8 @@ pub trait Vcpu: Send {
     fn state(&mut self) -> Result<CpuState>;
     /// Sets what CPUID answers; before the first run.
     fn set_cpuid(&mut self, cpuid: &CpuidTable) -> Result<()>;
+    /// Frequency of the guest's time-stamp counter in kHz, if it is constant and known.
+    fn tsc_khz(&self) -> Option<u32>;
     /// A handle by which any thread makes [`Vcpu::run`] return [`Exit::Kicked`].
     fn kicker(&self) -> Arc<dyn Kicker>;
     /// Runs guest code until a decision is needed. Call on one and the same thread.

@@ -1,8 +1,11 @@
-//! Interrupting a thread that is in a system call: what a vCPU kick needs.
+//! Signals: interrupting a thread that is in a system call (a vCPU kick), and receiving the process's signals as
+//! readable events instead of handlers.
 
-// UNSAFETY: installs a signal handler and sends signals to threads by number.
+// UNSAFETY: installs a signal handler, sends signals to threads by number, reads a signalfd.
 #![expect(unsafe_code)]
 
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 
 /// Kernel id of a thread of this process.
@@ -34,4 +37,97 @@ pub fn this_thread() -> ThreadId {
 pub fn interrupt(thread: ThreadId) {
     // SAFETY: the signal goes to a thread of this process only (tgkill checks the pair) and its handler does nothing.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.0, number()) };
+}
+
+/// Some signals as a readable descriptor. While it exists they do nothing else, in the thread that made it and in all
+/// threads started from it later; make it before any thread.
+#[derive(Debug)]
+pub struct Signals {
+    fd: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    /// Receives `signals` from now on.
+    pub fn receive(signals: &[libc::c_int]) -> io::Result<Self> {
+        // SAFETY: sigset_t is plain data for which all zeros is a valid value; sigemptyset then initialises it.
+        let (mut set, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+        // SAFETY: `set` and `before` are locals that outlive the calls; bad signal numbers are refused, not undefined.
+        let fd = unsafe {
+            libc::sigemptyset(&mut set);
+            signals.iter().for_each(|&signal| drop(libc::sigaddset(&mut set, signal)));
+            let status = libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+            if status != 0 {
+                return Err(io::Error::from_raw_os_error(status));
+            }
+            libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just created and nobody else owns it.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, before })
+    }
+
+    /// The next signal that has arrived, if any. Never blocks.
+    pub fn next(&self) -> Option<libc::c_int> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(&self.fd, &mut info) {
+            // The signal's number is the first field, a u32.
+            Ok(n) if n == info.len() => info.first_chunk().map(|number| i32::from_ne_bytes(*number)),
+            _ => None,
+        }
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl std::os::fd::AsFd for Signals {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: `before` was filled by pthread_sigmask when this was made.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_arrive_as_events() {
+        let signals = Signals::receive(&[libc::SIGUSR2]).unwrap();
+        assert_eq!(signals.next(), None);
+        // Directed at this thread: another thread of the test process does not block it and would die of it.
+        let me = this_thread();
+        // SAFETY: the signal is blocked in this thread, so it only becomes pending.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), me.0, libc::SIGUSR2) };
+        assert_eq!(signals.next(), Some(libc::SIGUSR2));
+    }
+
+    #[test]
+    fn interrupting_wakes_a_sleeping_thread() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let sleeper = std::thread::spawn(move || {
+            sender.send(this_thread()).unwrap();
+            let long = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+            // SAFETY: `long` is a valid time and the remaining time is not asked for.
+            unsafe { libc::nanosleep(&long, std::ptr::null_mut()) }
+        });
+        let id = receiver.recv().unwrap();
+        while !sleeper.is_finished() {
+            interrupt(id);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(sleeper.join().unwrap(), -1, "interrupted");
+    }
 }

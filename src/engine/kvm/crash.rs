@@ -9,6 +9,16 @@ use crate::mem::Ram;
 /// Bytes of code shown from the instruction pointer on: the longest instruction has 15.
 const CODE_BYTES: usize = 16;
 
+/// Said of a crash on a host whose KVM may not be able to run this guest at all.
+pub(super) const NO_VIRTUALISATION: &str = "; the host CPU shows neither VT-x nor SVM, so its KVM may run only kernels \
+    made for it (PVM): use a host with hardware virtualisation";
+
+/// Whether the host CPU has VT-x (leaf 1 ECX bit 5) or SVM (leaf 8000_0001h ECX bit 2).
+pub(super) fn host_has_virtualisation() -> bool {
+    use std::arch::x86_64::__cpuid;
+    __cpuid(1).ecx & 1 << 5 != 0 || __cpuid(0x8000_0001).ecx & 1 << 2 != 0
+}
+
 /// Registers and code bytes of the vCPU, after the line `what`.
 pub(super) fn report(fd: &VcpuFd, index: u32, ram: &Ram, what: &str) -> String {
     let mut text = format!("vCPU {index}: {what}");

@@ -82,7 +82,8 @@ impl KvmVcpu {
             4 => "unexpected exit reason",
             _ => "unknown",
         };
-        self.crash(&format!("KVM internal error {} ({meaning})", error.suberror))
+        let hint = if crash::host_has_virtualisation() { "" } else { crash::NO_VIRTUALISATION };
+        self.crash(&format!("KVM internal error {} ({meaning}){hint}", error.suberror))
     }
 
     fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
@@ -178,6 +179,10 @@ impl Vcpu for KvmVcpu {
 
     fn set_cpuid(&mut self, cpuid: &CpuidTable) -> Result<()> {
         self.fd.set_cpuid2(&convert::cpuid_to_kvm(cpuid)?).map_err(host("set CPUID"))
+    }
+
+    fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0)
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {

@@ -1,0 +1,133 @@
+//! How a running machine is told to end, by its guest, its devices, its CPUs or the host.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::devices::{GuestEvent, Notify};
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest switched its power off.
+    PowerOff,
+    /// The guest reset the machine.
+    Reset,
+    /// All CPUs halted with interrupts off.
+    Halted,
+    /// The guest wrote a status to the exit port.
+    ExitPort(u8),
+    /// A CPU cannot go on; what is known about it.
+    CpuDied(String),
+    /// The engine or the host failed.
+    Failed(String),
+    /// The time limit passed.
+    TimedOut,
+    /// The user quit, or a signal asked for the end (its number).
+    Stopped(Option<i32>),
+}
+
+/// Collects the reasons to end; the first one counts. Shared by all threads.
+#[derive(Debug)]
+pub struct Control {
+    ending: Mutex<Option<Ending>>,
+    panicked: AtomicBool,
+    crash_kernel: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Control {
+    /// A control nobody has used yet.
+    pub fn new() -> std::io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            ending: Mutex::default(),
+            panicked: AtomicBool::new(false),
+            crash_kernel: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        }))
+    }
+
+    /// Ends the machine, unless it is ending already. From any thread; never blocks for long.
+    pub fn end(&self, ending: Ending) {
+        let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(ending);
+            self.wake();
+        }
+    }
+
+    /// Why the machine ends, if it does.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the guest kernel panicked. If so, that is the verdict, however the machine ends.
+    pub fn panicked(&self) -> bool {
+        self.panicked.load(Ordering::Acquire)
+    }
+
+    /// Whether a crash kernel runs after the panic, and takes its time.
+    pub fn crash_kernel(&self) -> bool {
+        self.crash_kernel.load(Ordering::Acquire)
+    }
+
+    /// Readable when something happened since [`Control::awake`].
+    pub fn wake_fd(&self) -> &OwnedFd {
+        &self.wake
+    }
+
+    /// The main thread is about to look at everything; false if nothing had happened.
+    pub fn awake(&self) -> bool {
+        rustix::io::read(&self.wake, &mut [0; 8]).is_ok()
+    }
+
+    /// For devices: turns guest events into endings.
+    pub fn notify(self: &Arc<Self>) -> Notify {
+        let control = self.clone();
+        Arc::new(move |event| control.on_guest_event(event))
+    }
+
+    fn on_guest_event(&self, event: GuestEvent) {
+        match event {
+            GuestEvent::PowerOff => self.end(Ending::PowerOff),
+            GuestEvent::Reset => self.end(Ending::Reset),
+            GuestEvent::ExitPort(status) => self.end(Ending::ExitPort(status)),
+            GuestEvent::UserQuit => self.end(Ending::Stopped(None)),
+            GuestEvent::Panicked => {
+                self.panicked.store(true, Ordering::Release);
+                self.wake();
+            }
+            GuestEvent::CrashLoaded => {
+                self.crash_kernel.store(true, Ordering::Release);
+                self.panicked.store(true, Ordering::Release);
+                self.wake();
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
+            // Only a counter at its limit refuses: then it is readable anyway.
+            tracing::debug!("waking the main thread: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_counts_and_panics_are_remembered() {
+        let control = Control::new().unwrap();
+        let notify = control.notify();
+        notify(GuestEvent::Panicked);
+        assert!(control.panicked() && control.ending().is_none());
+        assert!(control.awake() && !control.awake());
+        notify(GuestEvent::Reset);
+        notify(GuestEvent::PowerOff);
+        assert_eq!(control.ending(), Some(Ending::Reset));
+    }
+}

@@ -1,0 +1,122 @@
+//! What came of a run, as text, as JSON, and as exit code.
+
+use serde::Serialize;
+
+use crate::machine::control::{Control, Ending};
+
+/// Exit code when belljar itself failed.
+pub const EXIT_FAILED: u8 = 125;
+
+/// The one result of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The guest switched its power off.
+    PoweredOff,
+    /// The guest rebooted.
+    Rebooted,
+    /// All CPUs halted with interrupts off.
+    Halted,
+    /// The guest ended the run with a status through the exit port.
+    Exited {
+        /// What it wrote.
+        status: u8,
+    },
+    /// The guest kernel panicked.
+    Panicked,
+    /// A virtual CPU cannot go on.
+    CpuDied {
+        /// Registers, code, where.
+        report: String,
+    },
+    /// The time limit passed.
+    TimedOut,
+    /// The user quit.
+    Quit,
+    /// A signal ended the run.
+    Signalled {
+        /// Its number.
+        signal: i32,
+    },
+    /// The host failed.
+    Failed {
+        /// How.
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// The verdict of a machine that ended with `ending`.
+    pub fn of(ending: Ending, control: &Control) -> Self {
+        match ending {
+            Ending::PowerOff | Ending::Reset | Ending::Halted | Ending::TimedOut if control.panicked() => Self::Panicked,
+            Ending::PowerOff => Self::PoweredOff,
+            Ending::Reset => Self::Rebooted,
+            Ending::Halted => Self::Halted,
+            Ending::ExitPort(status) => Self::Exited { status },
+            Ending::CpuDied(report) => Self::CpuDied { report },
+            Ending::TimedOut => Self::TimedOut,
+            Ending::Stopped(None) => Self::Quit,
+            Ending::Stopped(Some(signal)) => Self::Signalled { signal },
+            Ending::Failed(reason) => Self::Failed { reason },
+        }
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PoweredOff | Self::Rebooted | Self::Halted | Self::Quit => 0,
+            Self::Exited { status } => *status,
+            Self::Panicked => 120,
+            Self::CpuDied { .. } => 121,
+            Self::TimedOut => 124,
+            Self::Failed { .. } => EXIT_FAILED,
+            Self::Signalled { signal } => 128u8.saturating_add(u8::try_from(*signal).unwrap_or(0)),
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Rebooted => f.write_str("the guest rebooted"),
+            Self::Halted => f.write_str("the guest halted"),
+            Self::Exited { status } => write!(f, "the guest ended with status {status}"),
+            Self::Panicked => f.write_str("the guest kernel panicked"),
+            Self::CpuDied { report } => write!(f, "the virtual CPU died\n{report}"),
+            Self::TimedOut => f.write_str("time limit reached: the guest was still running"),
+            Self::Quit => f.write_str("quit"),
+            Self::Signalled { signal } => write!(f, "ended by signal {signal}"),
+            Self::Failed { reason } => write!(f, "cannot go on: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::GuestEvent;
+
+    #[test]
+    fn every_ending_has_its_code() {
+        let control = Control::new().unwrap();
+        let code = |ending| Verdict::of(ending, &control).exit_code();
+        assert_eq!([Ending::PowerOff, Ending::Reset, Ending::Halted].map(code), [0; 3]);
+        assert_eq!(code(Ending::ExitPort(42)), 42);
+        assert_eq!(code(Ending::CpuDied("triple fault".into())), 121);
+        assert_eq!(code(Ending::TimedOut), 124);
+        assert_eq!(code(Ending::Failed("no memory".into())), 125);
+        assert_eq!((code(Ending::Stopped(None)), code(Ending::Stopped(Some(15)))), (0, 143));
+        control.notify()(GuestEvent::Panicked);
+        assert_eq!([Ending::PowerOff, Ending::Reset, Ending::Halted, Ending::TimedOut].map(code), [120; 4]);
+        assert_eq!(code(Ending::CpuDied(String::new())), 121, "a triple fault is no panic");
+    }
+
+    #[test]
+    fn reports_name_the_verdict() {
+        let json = |verdict: Verdict| serde_json::to_string(&verdict).unwrap();
+        assert_eq!(json(Verdict::PoweredOff), r#"{"verdict":"powered-off"}"#);
+        assert_eq!(json(Verdict::Exited { status: 3 }), r#"{"verdict":"exited","status":3}"#);
+    }
+}

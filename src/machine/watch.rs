@@ -1,0 +1,162 @@
+//! The main thread while a machine runs: waits for the end, for signals, for the time limit, and notices a guest that
+//! has halted for good.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::arch::x86_64::state::{Activity, CpuState};
+use crate::host::signal::Signals;
+use crate::machine::Machine;
+use crate::machine::control::Ending;
+
+/// How often an idle machine is looked at. Machines that use CPU time are never disturbed.
+const LOOK: Duration = Duration::from_secs(1);
+/// A kernel that panicked and neither reboots nor starts a crash kernel within this time never will.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// RFLAGS: interrupts enabled.
+const IF: u64 = 1 << 9;
+
+/// What a signal means for the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSignal {
+    /// The terminal's size changed.
+    Resize,
+    /// Ask the guest to power off; the second time, end it.
+    AskToEnd,
+}
+
+/// Watches one machine until it ends.
+pub struct Watch<'a> {
+    machine: &'a Machine,
+    signals: &'a Signals,
+    on_signal: &'a dyn Fn(i32) -> OnSignal,
+    deadline: Option<Instant>,
+    asked_to_end: bool,
+    panic_deadline: Option<Instant>,
+    idle: Idle,
+}
+
+impl std::fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Watch<'a> {
+    /// A watch over `machine` that ends it after `limit`.
+    pub fn new(
+        machine: &'a Machine,
+        limit: Option<Duration>,
+        signals: &'a Signals,
+        on_signal: &'a dyn Fn(i32) -> OnSignal,
+    ) -> Self {
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let idle = Idle::default();
+        Self { machine, signals, on_signal, deadline, asked_to_end: false, panic_deadline: None, idle }
+    }
+
+    /// Waits for the end.
+    pub fn until_end(mut self) -> Ending {
+        loop {
+            self.wait();
+            if let Some(ending) = self.machine.control().ending() {
+                return ending;
+            }
+            while let Some(signal) = self.signals.next() {
+                self.handle(signal);
+            }
+            self.check_deadlines();
+            if self.idle.is_halted(self.machine) {
+                self.machine.control().end(Ending::Halted);
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let next = [self.deadline, self.panic_deadline].into_iter().flatten().min();
+        let until = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+        let timeout = Timespec { tv_sec: until.as_secs() as i64, tv_nsec: until.subsec_nanos().into() };
+        let control = self.machine.control();
+        let mut fds = [PollFd::new(control.wake_fd(), PollFlags::IN), PollFd::new(self.signals, PollFlags::IN)];
+        // An interrupted poll looks at everything once more, which is harmless.
+        let _ = poll(&mut fds, Some(&timeout));
+        control.awake();
+    }
+
+    fn handle(&mut self, signal: i32) {
+        match (self.on_signal)(signal) {
+            OnSignal::Resize => self.machine.resize_consoles(),
+            OnSignal::AskToEnd if self.asked_to_end || !self.machine.press_power_button() => {
+                self.machine.control().end(Ending::Stopped(Some(signal)));
+            }
+            OnSignal::AskToEnd => self.asked_to_end = true,
+        }
+    }
+
+    fn check_deadlines(&mut self) {
+        let now = Instant::now();
+        let control = self.machine.control();
+        if self.deadline.is_some_and(|at| now >= at) {
+            control.end(Ending::TimedOut);
+        }
+        if control.panicked() && !control.crash_kernel() {
+            let at = *self.panic_deadline.get_or_insert(now + AFTER_PANIC);
+            if now >= at {
+                control.end(Ending::Halted);
+            }
+        }
+    }
+}
+
+/// Notices that all CPUs have halted with interrupts off: `halt` in the guest, which the engine cannot tell from waiting.
+#[derive(Debug, Default)]
+struct Idle {
+    cpu_time: Duration,
+    /// This much CPU time was used when the machine was last found waiting, not halted.
+    waiting_at: Option<Duration>,
+}
+
+impl Idle {
+    fn is_halted(&mut self, machine: &Machine) -> bool {
+        let Some(cpus) = machine.cpus() else { return false };
+        let before = std::mem::replace(&mut self.cpu_time, cpus.cpu_time());
+        if self.cpu_time != before || self.waiting_at == Some(before) {
+            return false;
+        }
+        let halted = (0..cpus.count()).all(|cpu| {
+            let state = cpus.with(cpu, |vcpu| vcpu.state());
+            matches!(state, Ok(Ok(state)) if is_halted(&state))
+        });
+        // Asking took CPU time itself: what counts is whether the guest uses more from here on.
+        self.cpu_time = cpus.cpu_time();
+        self.waiting_at = Some(self.cpu_time);
+        halted
+    }
+}
+
+fn is_halted(state: &CpuState) -> bool {
+    match state.activity {
+        Activity::Running => false,
+        Activity::Halted => state.regs.rflags & IF == 0,
+        Activity::WaitForInit | Activity::WaitForSipi => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cpus_that_nothing_can_wake_are_halted() {
+        let state = |activity, rflags| {
+            let mut state = CpuState { activity, ..CpuState::default() };
+            state.regs.rflags = rflags;
+            is_halted(&state)
+        };
+        assert!(state(Activity::Halted, 0x2));
+        assert!(!state(Activity::Halted, 0x202));
+        assert!(!state(Activity::Running, 0x2));
+        assert!(state(Activity::WaitForSipi, 0x202));
+    }
+}

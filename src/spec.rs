@@ -1,0 +1,271 @@
+//! The specification of a machine: the one shape that flags, TOML files, the library and tests share.
+//!
+//! Nothing here touches the host; [`MachineSpec::validate`] finds what is wrong without opening a file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::devices::{self, Kind, OptionError, Options, Spec, options::parse_size};
+
+/// Most CPUs of a machine: APIC ids are 8 bits wide, and 255 is the broadcast.
+pub const MAX_CPUS: u32 = 254;
+/// Least RAM: below this no kernel of today unpacks itself.
+pub const MIN_MEMORY: u64 = 32 << 20;
+
+/// A machine to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineSpec {
+    /// Kernel image: bzImage or ELF.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disks, concatenated in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub initrd: Vec<PathBuf>,
+    /// Words after the default kernel command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// The whole kernel command line instead of the default one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Let the kernel decompress itself (and choose its own address, KASLR) instead of doing it beforehand.
+    #[serde(skip_serializing_if = "std::ops::Not::not", rename = "self-extract")]
+    pub self_extract: bool,
+    /// Number of CPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// RAM in bytes, a multiple of 1 MiB.
+    pub memory: Size,
+    /// What runs the CPUs.
+    pub engine: EngineName,
+    /// How virtio devices are attached.
+    pub transport: Transport,
+    /// Seconds after which the machine is ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+    /// File that keeps the output of all consoles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
+    /// Devices by kind.
+    #[serde(flatten)]
+    pub devices: DeviceTables,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: Vec::new(),
+            append: None,
+            cmdline: None,
+            self_extract: false,
+            cpus: 1,
+            memory: Size(512 << 20),
+            engine: EngineName::default(),
+            transport: Transport::default(),
+            timeout: None,
+            log: None,
+            devices: DeviceTables::default(),
+        }
+    }
+}
+
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The best one that works on this host.
+    #[default]
+    Auto,
+    /// The host's KVM.
+    Kvm,
+}
+
+/// How the guest reaches virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// PCI with MSI-X: what every distribution kernel has.
+    #[default]
+    Pci,
+    /// Memory-mapped registers: fewer parts, but many kernels lack the driver.
+    Mmio,
+}
+
+/// A number of bytes, written as `512M`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (suffix, shift) in [("G", 30), ("M", 20), ("K", 10)] {
+            if self.0 != 0 && self.0.trailing_zeros() >= shift {
+                return write!(f, "{}{suffix}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl std::str::FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_size(text).map(Self).ok_or_else(|| format!("`{text}` is not a size; write for example 512M or 2G"))
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(&toml::Value::deserialize(deserializer)?).unwrap_or_default().parse().map_err(D::Error::custom)
+    }
+}
+
+/// Options of the devices, by kind: what TOML tables and device flags both become.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceTables(BTreeMap<String, Vec<Table>>);
+
+type Table = BTreeMap<String, String>;
+
+impl Serialize for DeviceTables {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceTables {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = BTreeMap::<String, toml::Value>::deserialize(deserializer)?;
+        let mut tables = BTreeMap::new();
+        for (name, value) in values {
+            let Some(kind) = devices::kind(&name) else {
+                return Err(D::Error::custom(format!("unknown key `{name}`")));
+            };
+            let many = match value {
+                toml::Value::Array(many) => many,
+                one => vec![one],
+            };
+            let list: Result<Vec<_>, String> = many.iter().map(|value| table(kind, value)).collect();
+            tables.insert(name, list.map_err(D::Error::custom)?);
+        }
+        Ok(Self(tables))
+    }
+}
+
+/// One device of a TOML file: a table, the text of a flag, or `true` for one with defaults.
+fn table(kind: &'static dyn Kind, value: &toml::Value) -> Result<Table, String> {
+    let name = kind.name();
+    match value {
+        toml::Value::Boolean(true) => Ok(Table::new()),
+        toml::Value::String(text) => {
+            Options::from_flag(name, kind.keys(), text).map(|o| o.values().clone()).map_err(|e| e.to_string())
+        }
+        toml::Value::Table(table) => table
+            .iter()
+            .map(|(key, value)| {
+                let text = scalar(value).ok_or_else(|| format!("{name}: {key} must be a text, number or true/false"))?;
+                Ok((key.clone(), text))
+            })
+            .collect(),
+        _ => Err(format!("{name}: write a table, a text such as on the command line, or true")),
+    }
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(on) => Some(if *on { "on" } else { "off" }.into()),
+        _ => None,
+    }
+}
+
+/// A specification that cannot become a machine. The text says what to change.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum SpecError {
+    #[error("{0}")]
+    Option(#[from] OptionError),
+    #[error("--cpus {0}: give a number from 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    #[error("--memory {0}: give at least {min} and whole MiB, for example 512M", min = Size(MIN_MEMORY))]
+    Memory(Size),
+    #[error("No kernel: give --kernel FILE (a bzImage or vmlinux, for example /boot/vmlinuz-$(uname -r))")]
+    NoKernel,
+    #[error("--{0}: a machine has only one")]
+    NotRepeatable(String),
+    #[error("--append extends the default kernel command line and --cmdline replaces it: give one of the two")]
+    AppendAndCmdline,
+    #[error("--timeout 0: give at least 1 second")]
+    Timeout,
+    #[error("{0}")]
+    Toml(String),
+}
+
+impl MachineSpec {
+    /// Parses a specification file.
+    pub fn from_toml(text: &str) -> Result<Self, SpecError> {
+        toml::from_str(text).map_err(|e| SpecError::Toml(e.to_string().trim_end().to_string()))
+    }
+
+    /// The specification as such a file.
+    pub fn to_toml(&self) -> Result<String, SpecError> {
+        toml::to_string(self).map_err(|e| SpecError::Toml(e.to_string()))
+    }
+
+    /// Adds a device from the text of a flag, e.g. `root.img,readonly`.
+    pub fn add_device(&mut self, kind: &'static dyn Kind, text: &str) -> Result<(), SpecError> {
+        let options = Options::from_flag(kind.name(), kind.keys(), text)?;
+        self.devices.0.entry(kind.name().into()).or_default().push(options.values().clone());
+        Ok(())
+    }
+
+    /// Whether there is a device of this kind.
+    pub fn has(&self, kind: &str) -> bool {
+        self.devices.0.get(kind).is_some_and(|list| !list.is_empty())
+    }
+
+    /// The devices, in the order of [`devices::KINDS`].
+    pub fn devices(&self) -> Result<Vec<Box<dyn Spec>>, SpecError> {
+        let mut specs = Vec::new();
+        for kind in devices::KINDS {
+            let tables = self.devices.0.get(kind.name()).map_or(&[][..], Vec::as_slice);
+            if tables.len() > 1 && !kind.repeatable() {
+                return Err(SpecError::NotRepeatable(kind.name().into()));
+            }
+            for table in tables {
+                let mut options = Options::from_values(kind.name(), kind.keys(), table.clone())?;
+                specs.push(kind.parse(&mut options)?);
+            }
+        }
+        Ok(specs)
+    }
+
+    /// Finds what is wrong, as far as that can be told without touching the host.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        if self.memory.0 < MIN_MEMORY || !self.memory.0.is_multiple_of(1 << 20) {
+            return Err(SpecError::Memory(self.memory));
+        }
+        if self.kernel.is_none() {
+            return Err(SpecError::NoKernel);
+        }
+        if self.append.is_some() && self.cmdline.is_some() {
+            return Err(SpecError::AppendAndCmdline);
+        }
+        if self.timeout == Some(0) {
+            return Err(SpecError::Timeout);
+        }
+        self.devices().map(drop)
+    }
+}
