@@ -4,6 +4,9 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
+//! | [`cli`] | the command line |
+//! | [`spec`] | what a machine shall be: flags, TOML file, library |
+//! | [`machine`] | building, running, pausing and ending a machine; verdicts |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
 //! | [`firmware`] | ACPI tables, power registers |
 //! | [`board`] | address map, I/O APIC |
@@ -15,11 +18,14 @@
 pub mod arch;
 pub mod board;
 pub mod bus;
+pub mod cli;
 pub mod devices;
 pub mod engine;
 pub mod firmware;
 pub mod host;
 pub mod irq;
 pub mod loader;
+pub mod machine;
 pub mod mem;
+pub mod spec;
 pub mod virtio;

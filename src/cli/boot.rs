@@ -12,7 +12,7 @@ use crate::engine::ExitStats;
 use crate::host::signal::Signals;
 use crate::host::terminal;
 use crate::machine::verdict::Verdict;
-use crate::machine::watch::{OnSignal, Watch};
+use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
 use crate::spec::{EngineName, MachineSpec, Size, SpecError, Transport};
 
@@ -69,13 +69,12 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         return Ok(0);
     }
     // Before any thread exists, so that all of them leave these signals to the main thread.
-    let signals = Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGWINCH])
+    let signals = Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT])
         .map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
     machine.start().map_err(Failure::failed)?;
-    let on_signal = |signal| if signal == libc::SIGWINCH { OnSignal::Resize } else { OnSignal::AskToEnd };
     let limit = spec.timeout.map(Duration::from_secs);
-    let ending = Watch::new(&machine, limit, &signals, &on_signal).until_end();
+    let ending = Watch::new(&machine, limit, &signals).until_end();
     let verdict = Verdict::of(ending, machine.control());
     let report = Report { exit_code: verdict.exit_code(), engine: machine.engine(), exits: machine.stats(), timing: machine.timing(), verdict };
     // Flushes the consoles and gives the terminal back before anything else is printed on it.

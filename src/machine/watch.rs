@@ -17,20 +17,10 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// RFLAGS: interrupts enabled.
 const IF: u64 = 1 << 9;
 
-/// What a signal means for the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnSignal {
-    /// The terminal's size changed.
-    Resize,
-    /// Ask the guest to power off; the second time, end it.
-    AskToEnd,
-}
-
 /// Watches one machine until it ends.
 pub struct Watch<'a> {
     machine: &'a Machine,
     signals: &'a Signals,
-    on_signal: &'a dyn Fn(i32) -> OnSignal,
     deadline: Option<Instant>,
     asked_to_end: bool,
     panic_deadline: Option<Instant>,
@@ -49,11 +39,10 @@ impl<'a> Watch<'a> {
         machine: &'a Machine,
         limit: Option<Duration>,
         signals: &'a Signals,
-        on_signal: &'a dyn Fn(i32) -> OnSignal,
-    ) -> Self {
+        ) -> Self {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let idle = Idle::default();
-        Self { machine, signals, on_signal, deadline, asked_to_end: false, panic_deadline: None, idle }
+        Self { machine, signals, deadline, asked_to_end: false, panic_deadline: None, idle }
     }
 
     /// Waits for the end.
@@ -85,12 +74,11 @@ impl<'a> Watch<'a> {
     }
 
     fn handle(&mut self, signal: i32) {
-        match (self.on_signal)(signal) {
-            OnSignal::Resize => self.machine.resize_consoles(),
-            OnSignal::AskToEnd if self.asked_to_end || !self.machine.press_power_button() => {
-                self.machine.control().end(Ending::Stopped(Some(signal)));
-            }
-            OnSignal::AskToEnd => self.asked_to_end = true,
+        if self.asked_to_end || !self.machine.press_power_button() {
+            self.machine.control().end(Ending::Stopped(Some(signal)));
+        } else {
+            tracing::info!("signal {signal}: asked the guest to power off; send it again to end the machine");
+            self.asked_to_end = true;
         }
     }
 

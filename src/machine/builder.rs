@@ -1,0 +1,102 @@
+//! From a specification to a machine: opens, places, connects.
+
+use std::sync::Arc;
+
+use super::{Error, Machine, MachineIo};
+use crate::arch::x86_64::boot::FIRMWARE_MSRS;
+use crate::arch::x86_64::cpuid::Topology;
+use crate::board::ioapic::{self, IoApic};
+use crate::board::layout;
+use crate::bus::Bus;
+use crate::devices::builder::PlacedPorts;
+use crate::devices::{AttachError, Builder, Spec};
+use crate::engine::kvm::KvmEngine;
+use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
+use crate::host::clock;
+use crate::host::event_loop::EventLoop;
+use crate::irq::IrqLine;
+use crate::loader::{self, Boot, Initrd, cmdline};
+use crate::machine::control::Control;
+use crate::machine::cpus::Cpus;
+use crate::mem::{Backing, Ram};
+use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
+
+/// Pins 0 to 7: the ISA interrupts that are used (4: serial, 5: power button); then one for each virtio-mmio device.
+const ISA_PINS: u32 = 8;
+/// An I/O APIC has at most 240 (its version register says so in 8 bits, and index registers end at FFh).
+const MAX_PINS: u32 = 120;
+
+/// What a machine keeps alive beside CPUs and loops.
+pub(super) struct Parts {
+    pub engine: &'static str,
+    pub kernel: loader::Report,
+    _vm: Arc<dyn Vm>,
+}
+
+/// The kernel command line that a machine of this specification gets.
+pub fn kernel_command_line(spec: &MachineSpec) -> Result<String, Error> {
+    command_line(spec, &spec.devices()?)
+}
+
+fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String, Error> {
+    let device_words: Vec<_> = devices.iter().flat_map(|device| device.kernel_words()).collect();
+    let machine = cmdline::Machine {
+        device_words: &device_words,
+        uarts: u32::from(spec.has("serial")),
+        no_pci_ports: true,
+        kernel_under_test: false,
+    };
+    let defaults = cmdline::default_words(&machine);
+    let append: Vec<_> = spec.append.iter().cloned().collect();
+    Ok(cmdline::compose(&defaults, spec.cmdline.as_deref(), &append)?)
+}
+
+pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
+    let begin = clock::monotonic_nanos();
+    spec.validate()?;
+    let kernel = spec.kernel.clone().ok_or(SpecError::NoKernel)?;
+    let devices = spec.devices()?;
+    let control = Control::new().map_err(|e| Error::Host("create an eventfd", e))?;
+    let ram = Ram::new(&layout::ram_layout(spec.memory.0), Backing::Anonymous)?;
+    let engine = engine(spec.engine)?;
+    let pins = pins(spec.transport, devices.len());
+    let vm = engine.create_vm(&ram, &VmConfig { cpus: spec.cpus, ioapic_pins: pins })?;
+    let bus = Arc::new(Bus::default());
+    let ioapic = IoApic::new(pins, vm.msi())?;
+    bus.insert(IoAddr::Mmio(layout::IOAPIC), ioapic::SIZE, ioapic.clone())?;
+    let main_loop = EventLoop::start("devices")?;
+    todo!()
+}
+
+fn engine(name: EngineName) -> Result<Box<dyn Engine>, Error> {
+    match name {
+        EngineName::Auto | EngineName::Kvm => Ok(Box::new(KvmEngine::open()?)),
+    }
+}
+
+fn pins(transport: Transport, devices: usize) -> u32 {
+    match transport {
+        Transport::Pci => ISA_PINS,
+        Transport::Mmio => (ISA_PINS + devices as u32).min(MAX_PINS),
+    }
+}
+
+/// vCPU 0 starts in the kernel, the others wait until it starts them.
+fn vcpus(vm: &dyn Vm, spec: &MachineSpec, loaded: &loader::Loaded) -> Result<Vec<Box<dyn Vcpu>>, Error> {
+    let supported = vm.supported_cpuid()?;
+    let mut vcpus = Vec::with_capacity(spec.cpus as usize);
+    for index in 0..spec.cpus {
+        let mut vcpu = vm.create_vcpu(index)?;
+        let topology = Topology { apic_id: index, cpus: spec.cpus };
+        vcpu.set_cpuid(&supported.for_guest(topology, vcpu.tsc_khz()))?;
+        if index == 0 {
+            vcpu.set_state(&loaded.state)?;
+        } else {
+            let mut state = vcpu.state()?;
+            state.msrs = FIRMWARE_MSRS.to_vec();
+            vcpu.set_state(&state)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}

@@ -1,0 +1,151 @@
+//! A machine: RAM, CPUs and devices put together from a specification, run, and taken apart.
+
+mod builder;
+pub mod control;
+pub mod cpus;
+pub mod verdict;
+pub mod watch;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+pub use builder::kernel_command_line;
+pub use control::{Control, Ending};
+
+use crate::bus::Bus;
+use crate::board::ioapic::IoApic;
+use crate::devices::AttachError;
+use crate::engine::{self, CpuIo, ExitStats, IoAddr};
+use crate::firmware;
+use crate::host::event_loop::{self, EventLoop};
+use crate::loader;
+use crate::machine::cpus::Cpus;
+use crate::mem;
+use crate::spec::{MachineSpec, SpecError};
+
+/// A machine cannot be made or started.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Memory(#[from] mem::Error),
+    #[error(transparent)]
+    Device(#[from] AttachError),
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
+    #[error("The kernel command line is not usable")]
+    Cmdline(#[from] loader::cmdline::Error),
+    #[error(transparent)]
+    Firmware(#[from] firmware::Error),
+    #[error(transparent)]
+    EventLoop(#[from] event_loop::Error),
+    #[error("Two devices claim the same addresses")]
+    Bus(#[from] crate::bus::Overlap),
+    #[error("Cannot {0}")]
+    Host(&'static str, #[source] std::io::Error),
+}
+
+/// When a machine reached what, in nanoseconds on the monotonic clock of the host.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Timing {
+    /// Building began.
+    pub begin: u64,
+    /// A vCPU was about to run for the first time.
+    pub first_run: Option<u64>,
+    /// The first byte came out of a console.
+    pub first_output: Option<u64>,
+    /// Exits to user space until then.
+    pub exits_before_first_output: Option<u64>,
+    /// The machine ended.
+    pub end: u64,
+}
+
+/// A machine. Dropping it stops and takes apart everything: first the CPUs, then the event loops with the devices on
+/// them, then devices, engine and RAM.
+pub struct Machine {
+    cpus: Cpus,
+    /// Kept for the threads they run.
+    _loops: Vec<EventLoop>,
+    parts: builder::Parts,
+    control: Arc<Control>,
+    begin: u64,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// Builds the machine that `spec` describes: opens its files, loads its kernel. Its CPUs do not run yet.
+    pub fn new(spec: &MachineSpec) -> Result<Self, Error> {
+        builder::build(spec)
+    }
+
+    /// Lets the CPUs run.
+    pub fn start(&self) {
+        self.cpus.resume();
+    }
+
+    /// Stops the CPUs between two instructions, until [`Machine::start`].
+    pub fn pause(&self) {
+        self.cpus.pause();
+    }
+
+    /// Asks the guest to power off. False if this machine has no power button.
+    pub fn press_power_button(&self) -> bool {
+        self.parts.power_button.press();
+        true
+    }
+
+    /// How the machine is told to end.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The CPUs.
+    pub fn cpus(&self) -> &Cpus {
+        &self.cpus
+    }
+
+    /// Name of the engine that runs the CPUs.
+    pub fn engine(&self) -> &'static str {
+        self.parts.engine
+    }
+
+    /// The kernel that was loaded.
+    pub fn kernel(&self) -> &loader::Report {
+        &self.parts.kernel
+    }
+
+    /// Exits to user space so far.
+    pub fn stats(&self) -> ExitStats {
+        self.cpus.stats()
+    }
+}
+
+/// What vCPU threads reach: the bus, and the I/O APIC for ends of interrupts.
+struct MachineIo {
+    bus: Arc<Bus>,
+    ioapic: Arc<IoApic>,
+}
+
+impl CpuIo for MachineIo {
+    fn read(&self, at: IoAddr, data: &mut [u8]) {
+        self.bus.read(at, data);
+    }
+
+    fn write(&self, at: IoAddr, data: &[u8]) {
+        self.bus.write(at, data);
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector);
+    }
+}
