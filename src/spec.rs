@@ -171,7 +171,8 @@ fn table(kind: &'static dyn Kind, value: &toml::Value) -> Result<Table, String> 
         toml::Value::Table(table) => table
             .iter()
             .map(|(key, value)| {
-                let text = scalar(value).ok_or_else(|| format!("{name}: {key} must be a text, number or true/false"))?;
+                let text =
+                    scalar(value).ok_or_else(|| format!("{name}: {key} must be a text, number or true/false"))?;
                 Ok((key.clone(), text))
             })
             .collect(),

@@ -33,26 +33,79 @@ pub fn command() -> Command {
 fn machine_args() -> Vec<Arg> {
     let path = || value_parser!(PathBuf);
     vec![
-        Arg::new("spec").long("spec").value_name("FILE").value_parser(path()).help("Machine specification (TOML); flags are added to it or replace it"),
-        Arg::new("kernel").long("kernel").short('k').value_name("FILE").value_parser(path()).help("Kernel image: bzImage, or ELF (vmlinux, PVH)"),
-        Arg::new("initrd").long("initrd").short('i').value_name("FILE").value_parser(path()).action(ArgAction::Append).help("Initial RAM disk; several are concatenated"),
-        Arg::new("append").long("append").short('a').value_name("WORDS").help("Add words to the default kernel command line"),
+        Arg::new("spec")
+            .long("spec")
+            .value_name("FILE")
+            .value_parser(path())
+            .help("Machine specification (TOML); flags are added to it or replace it"),
+        Arg::new("kernel")
+            .long("kernel")
+            .short('k')
+            .value_name("FILE")
+            .value_parser(path())
+            .help("Kernel image: bzImage, or ELF (vmlinux, PVH)"),
+        Arg::new("initrd")
+            .long("initrd")
+            .short('i')
+            .value_name("FILE")
+            .value_parser(path())
+            .action(ArgAction::Append)
+            .help("Initial RAM disk; several are concatenated"),
+        Arg::new("append")
+            .long("append")
+            .short('a')
+            .value_name("WORDS")
+            .help("Add words to the default kernel command line"),
         Arg::new("cmdline").long("cmdline").value_name("WORDS").help("Replace the default kernel command line"),
-        Arg::new("self-extract").long("self-extract").action(ArgAction::SetTrue).help("Let a bzImage decompress itself (slower; with KASLR)"),
-        Arg::new("cpus").long("cpus").short('c').value_name("N").value_parser(value_parser!(u32)).help("Number of CPUs [default: 1]"),
-        Arg::new("memory").long("memory").short('m').value_name("SIZE").value_parser(|text: &str| text.parse::<Size>()).help("RAM, e.g. 512M or 2G [default: 512M]"),
-        Arg::new("engine").long("engine").value_name("NAME").value_parser(value_parser!(EngineName)).help("What runs the CPUs [default: auto]"),
-        Arg::new("transport").long("transport").value_name("BUS").value_parser(value_parser!(Transport)).help("How virtio devices are attached [default: pci]"),
+        Arg::new("self-extract")
+            .long("self-extract")
+            .action(ArgAction::SetTrue)
+            .help("Let a bzImage decompress itself (slower; with KASLR)"),
+        Arg::new("cpus")
+            .long("cpus")
+            .short('c')
+            .value_name("N")
+            .value_parser(value_parser!(u32))
+            .help("Number of CPUs [default: 1]"),
+        Arg::new("memory")
+            .long("memory")
+            .short('m')
+            .value_name("SIZE")
+            .value_parser(|text: &str| text.parse::<Size>())
+            .help("RAM, e.g. 512M or 2G [default: 512M]"),
+        Arg::new("engine")
+            .long("engine")
+            .value_name("NAME")
+            .value_parser(value_parser!(EngineName))
+            .help("What runs the CPUs [default: auto]"),
+        Arg::new("transport")
+            .long("transport")
+            .value_name("BUS")
+            .value_parser(value_parser!(Transport))
+            .help("How virtio devices are attached [default: pci]"),
     ]
 }
 
 fn run_args() -> Vec<Arg> {
     let path = || value_parser!(PathBuf);
-    let switch = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let switch =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     vec![
-        Arg::new("timeout").long("timeout").value_name("SECONDS").value_parser(value_parser!(u64)).help("End the machine after this time, with exit code 124"),
-        Arg::new("log").long("log").value_name("FILE").value_parser(path()).help("Keep the output of all consoles in FILE"),
-        Arg::new("report").long("report").value_name("FILE").value_parser(path()).help("Write what happened to FILE, as JSON"),
+        Arg::new("timeout")
+            .long("timeout")
+            .value_name("SECONDS")
+            .value_parser(value_parser!(u64))
+            .help("End the machine after this time, with exit code 124"),
+        Arg::new("log")
+            .long("log")
+            .value_name("FILE")
+            .value_parser(path())
+            .help("Keep the output of all consoles in FILE"),
+        Arg::new("report")
+            .long("report")
+            .value_name("FILE")
+            .value_parser(path())
+            .help("Write what happened to FILE, as JSON"),
         switch("stats", "Print exits by kind to stderr at the end"),
         switch("timing", "Print when the machine reached what to stderr at the end"),
         switch("dry-run", "Print the specification as TOML and the kernel command line, start nothing"),
@@ -69,14 +122,20 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         return Ok(0);
     }
     // Before any thread exists, so that all of them leave these signals to the main thread.
-    let signals = Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT])
-        .map_err(Failure::failed)?;
+    let signals =
+        Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
-    machine.start().map_err(Failure::failed)?;
+    machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine, limit, &signals).until_end();
     let verdict = Verdict::of(ending, machine.control());
-    let report = Report { exit_code: verdict.exit_code(), engine: machine.engine(), exits: machine.stats(), timing: machine.timing(), verdict };
+    let report = Report {
+        exit_code: verdict.exit_code(),
+        engine: machine.engine(),
+        exits: machine.stats(),
+        timing: machine.timing(),
+        verdict,
+    };
     // Flushes the consoles and gives the terminal back before anything else is printed on it.
     drop(machine);
     terminal::restore();
@@ -125,9 +184,8 @@ fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
         None => MachineSpec::default(),
         Some(path) => {
             let text = fs::read_to_string(path).map_err(|e| file_failure("read the specification", path, &e))?;
-            MachineSpec::from_toml(&text).map_err(|e| {
-                Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), super::chain(&e))))
-            })?
+            MachineSpec::from_toml(&text)
+                .map_err(|e| Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), super::chain(&e)))))?
         }
     };
     let given = |name| matches.get_one::<PathBuf>(name).cloned();

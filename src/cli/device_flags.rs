@@ -41,7 +41,8 @@ fn value_name(kind: &dyn Kind) -> String {
 fn long_help(kind: &dyn Kind) -> String {
     let mut text = kind.about().to_string();
     for (index, key) in kind.keys().iter().enumerate() {
-        let name = if index == 0 { format!("[{}=]{}", key.name, key.value) } else { format!("{}={}", key.name, key.value) };
+        let name =
+            if index == 0 { format!("[{}=]{}", key.name, key.value) } else { format!("{}={}", key.name, key.value) };
         text.push_str(&format!("\n  {name}: {}", key.about));
     }
     text

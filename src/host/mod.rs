@@ -2,6 +2,7 @@
 
 pub mod alarm;
 pub mod chardev;
+pub mod clock;
 pub mod escape;
 pub mod event_loop;
 pub mod log_limit;

@@ -55,7 +55,9 @@ impl Signals {
         // SAFETY: `set` and `before` are locals that outlive the calls; bad signal numbers are refused, not undefined.
         let fd = unsafe {
             libc::sigemptyset(&mut set);
-            signals.iter().for_each(|&signal| drop(libc::sigaddset(&mut set, signal)));
+            for &signal in signals {
+                libc::sigaddset(&mut set, signal);
+            }
             let status = libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
             if status != 0 {
                 return Err(io::Error::from_raw_os_error(status));

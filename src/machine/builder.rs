@@ -8,16 +8,16 @@ use crate::arch::x86_64::cpuid::Topology;
 use crate::board::ioapic::{self, IoApic};
 use crate::board::layout;
 use crate::bus::Bus;
-use crate::devices::builder::PlacedPorts;
+use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
 use crate::devices::{AttachError, Builder, Spec};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
 use crate::host::clock;
 use crate::host::event_loop::EventLoop;
-use crate::irq::IrqLine;
 use crate::loader::{self, Boot, Initrd, cmdline};
 use crate::machine::control::Control;
 use crate::machine::cpus::Cpus;
+use crate::machine::first_output::FirstOutput;
 use crate::mem::{Backing, Ram};
 use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
 
@@ -30,6 +30,8 @@ const MAX_PINS: u32 = 120;
 pub(super) struct Parts {
     pub engine: &'static str,
     pub kernel: loader::Report,
+    pub consoles: Arc<ConsoleHub>,
+    pub first_output: Arc<FirstOutput>,
     _vm: Arc<dyn Vm>,
 }
 
@@ -65,7 +67,45 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let ioapic = IoApic::new(pins, vm.msi())?;
     bus.insert(IoAddr::Mmio(layout::IOAPIC), ioapic::SIZE, ioapic.clone())?;
     let main_loop = EventLoop::start("devices")?;
-    todo!()
+    let notify = control.notify();
+    let first_output = Arc::new(FirstOutput::default());
+    let panic_control = control.clone();
+    let panicked = move |line: &str| panic_control.panicked_with(line);
+    let watchers: Vec<Arc<dyn ConsoleWatcher>> = vec![first_output.clone(), Arc::new(PanicWatcher::new(panicked))];
+    let consoles = ConsoleHub::new(spec.log.as_deref(), watchers, notify.clone())?;
+    let lines = |gsi| ioapic.line(gsi).ok_or_else(|| AttachError(format!("the I/O APIC has no pin {gsi}")));
+    let mut builder = Builder {
+        ram: &ram,
+        events: &main_loop.handle(),
+        notify: &notify,
+        consoles: &consoles,
+        lines: &lines,
+        virtio: Vec::new(),
+        ports: Vec::new(),
+    };
+    for device in &devices {
+        device.attach(&mut builder)?;
+    }
+    let ports = builder.ports;
+    for placed in &ports {
+        bus.insert(IoAddr::Port(placed.base), placed.len.into(), placed.device.clone())?;
+    }
+    let request = Boot {
+        kernel,
+        initrds: spec.initrd.iter().cloned().map(Initrd::Path).collect(),
+        cmdline: command_line(spec, &devices)?,
+        rsdp: 0,
+        memory_map: layout::memory_map(spec.memory.0),
+        protocol: loader::Protocol::Auto,
+        fresh: true,
+    };
+    let loaded = loader::load(&ram, &request)?;
+    let vcpus = vcpus(vm.as_ref(), spec, &loaded)?;
+    let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone() });
+    let cpus = Cpus::start(vcpus, &io, &control).map_err(|e| Error::Host("start a vCPU thread", e))?;
+    first_output.count(cpus.counters());
+    let parts = Parts { engine: engine.name(), kernel: loaded.report, consoles, first_output, _vm: vm };
+    Ok(Machine { cpus, _loops: vec![main_loop], parts, control, begin })
 }
 
 fn engine(name: EngineName) -> Result<Box<dyn Engine>, Error> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -34,6 +34,7 @@ pub enum Ending {
 pub struct Control {
     ending: Mutex<Option<Ending>>,
     panicked: AtomicBool,
+    panic_message: OnceLock<String>,
     crash_kernel: AtomicBool,
     wake: OwnedFd,
 }
@@ -44,6 +45,7 @@ impl Control {
         Ok(Arc::new(Self {
             ending: Mutex::default(),
             panicked: AtomicBool::new(false),
+            panic_message: OnceLock::new(),
             crash_kernel: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         }))
@@ -66,6 +68,17 @@ impl Control {
     /// Whether the guest kernel panicked. If so, that is the verdict, however the machine ends.
     pub fn panicked(&self) -> bool {
         self.panicked.load(Ordering::Acquire)
+    }
+
+    /// The guest kernel printed that it panicked; `line` is what it said.
+    pub fn panicked_with(&self, line: &str) {
+        self.panic_message.get_or_init(|| line.trim().to_string());
+        self.on_guest_event(GuestEvent::Panicked);
+    }
+
+    /// What the guest kernel said when it panicked.
+    pub fn panic_message(&self) -> Option<&str> {
+        self.panic_message.get().map(String::as_str)
     }
 
     /// Whether a crash kernel runs after the panic, and takes its time.

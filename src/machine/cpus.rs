@@ -42,7 +42,11 @@ impl std::fmt::Debug for Cpus {
 
 impl Cpus {
     /// Starts a thread for each vCPU; they wait until [`Cpus::resume`].
-    pub fn start(vcpus: Vec<Box<dyn Vcpu>>, io: &Arc<dyn CpuIo + Send>, control: &Arc<Control>) -> std::io::Result<Self> {
+    pub fn start(
+        vcpus: Vec<Box<dyn Vcpu>>,
+        io: &Arc<dyn CpuIo + Send>,
+        control: &Arc<Control>,
+    ) -> std::io::Result<Self> {
         let mut cpus = Self { gate: Arc::default(), threads: Vec::with_capacity(vcpus.len()) };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let mailbox = Arc::new(Mutex::default());
@@ -132,6 +136,13 @@ impl Cpus {
 
 impl Drop for Cpus {
     fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Cpus {
+    /// Ends all vCPU threads; guest code never runs again.
+    pub fn stop(&mut self) {
         self.gate.set(Mode::Stop);
         self.kick();
         for cpu in &mut self.threads {

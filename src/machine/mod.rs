@@ -3,6 +3,7 @@
 mod builder;
 pub mod control;
 pub mod cpus;
+mod first_output;
 pub mod verdict;
 pub mod watch;
 
@@ -13,11 +14,11 @@ use serde::Serialize;
 pub use builder::kernel_command_line;
 pub use control::{Control, Ending};
 
-use crate::bus::Bus;
 use crate::board::ioapic::IoApic;
+use crate::bus::Bus;
 use crate::devices::AttachError;
 use crate::engine::{self, CpuIo, ExitStats, IoAddr};
-use crate::firmware;
+use crate::host::clock;
 use crate::host::event_loop::{self, EventLoop};
 use crate::loader;
 use crate::machine::cpus::Cpus;
@@ -41,8 +42,6 @@ pub enum Error {
     #[error("The kernel command line is not usable")]
     Cmdline(#[from] loader::cmdline::Error),
     #[error(transparent)]
-    Firmware(#[from] firmware::Error),
-    #[error(transparent)]
     EventLoop(#[from] event_loop::Error),
     #[error("Two devices claim the same addresses")]
     Bus(#[from] crate::bus::Overlap),
@@ -59,14 +58,14 @@ pub struct Timing {
     pub first_run: Option<u64>,
     /// The first byte came out of a console.
     pub first_output: Option<u64>,
-    /// Exits to user space until then.
+    /// Exits to user space until then, all vCPUs together.
     pub exits_before_first_output: Option<u64>,
     /// The machine ended.
     pub end: u64,
 }
 
-/// A machine. Dropping it stops and takes apart everything: first the CPUs, then the event loops with the devices on
-/// them, then devices, engine and RAM.
+/// A machine. Dropping it stops and takes apart everything: first the CPUs, then the consoles' last output, then the
+/// event loops with the devices on them, then devices, engine and RAM.
 pub struct Machine {
     cpus: Cpus,
     /// Kept for the threads they run.
@@ -100,8 +99,7 @@ impl Machine {
 
     /// Asks the guest to power off. False if this machine has no power button.
     pub fn press_power_button(&self) -> bool {
-        self.parts.power_button.press();
-        true
+        false
     }
 
     /// How the machine is told to end.
@@ -124,9 +122,26 @@ impl Machine {
         &self.parts.kernel
     }
 
+    /// When what happened.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            begin: self.begin,
+            first_run: self.cpus.first_run(),
+            end: clock::monotonic_nanos(),
+            ..Timing::default()
+        }
+    }
+
     /// Exits to user space so far.
     pub fn stats(&self) -> ExitStats {
         self.cpus.stats()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.cpus.stop();
+        self.parts.consoles.finish();
     }
 }
 

@@ -23,7 +23,10 @@ pub enum Verdict {
         status: u8,
     },
     /// The guest kernel panicked.
-    Panicked,
+    Panicked {
+        /// What it said, if a console showed it.
+        message: Option<String>,
+    },
     /// A virtual CPU cannot go on.
     CpuDied {
         /// Registers, code, where.
@@ -49,7 +52,9 @@ impl Verdict {
     /// The verdict of a machine that ended with `ending`.
     pub fn of(ending: Ending, control: &Control) -> Self {
         match ending {
-            Ending::PowerOff | Ending::Reset | Ending::Halted | Ending::TimedOut if control.panicked() => Self::Panicked,
+            Ending::PowerOff | Ending::Reset | Ending::Halted | Ending::TimedOut if control.panicked() => {
+                Self::Panicked
+            }
             Ending::PowerOff => Self::PoweredOff,
             Ending::Reset => Self::Rebooted,
             Ending::Halted => Self::Halted,
@@ -67,7 +72,7 @@ impl Verdict {
         match self {
             Self::PoweredOff | Self::Rebooted | Self::Halted | Self::Quit => 0,
             Self::Exited { status } => *status,
-            Self::Panicked => 120,
+            Self::Panicked { .. } => 120,
             Self::CpuDied { .. } => 121,
             Self::TimedOut => 124,
             Self::Failed { .. } => EXIT_FAILED,
@@ -83,7 +88,8 @@ impl std::fmt::Display for Verdict {
             Self::Rebooted => f.write_str("the guest rebooted"),
             Self::Halted => f.write_str("the guest halted"),
             Self::Exited { status } => write!(f, "the guest ended with status {status}"),
-            Self::Panicked => f.write_str("the guest kernel panicked"),
+            Self::Panicked { message: None } => f.write_str("the guest kernel panicked"),
+            Self::Panicked { message: Some(message) } => write!(f, "the guest kernel panicked: {message}"),
             Self::CpuDied { report } => write!(f, "the virtual CPU died\n{report}"),
             Self::TimedOut => f.write_str("time limit reached: the guest was still running"),
             Self::Quit => f.write_str("quit"),

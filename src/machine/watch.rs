@@ -35,11 +35,7 @@ impl std::fmt::Debug for Watch<'_> {
 
 impl<'a> Watch<'a> {
     /// A watch over `machine` that ends it after `limit`.
-    pub fn new(
-        machine: &'a Machine,
-        limit: Option<Duration>,
-        signals: &'a Signals,
-        ) -> Self {
+    pub fn new(machine: &'a Machine, limit: Option<Duration>, signals: &'a Signals) -> Self {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let idle = Idle::default();
         Self { machine, signals, deadline, asked_to_end: false, panic_deadline: None, idle }
@@ -107,7 +103,7 @@ struct Idle {
 
 impl Idle {
     fn is_halted(&mut self, machine: &Machine) -> bool {
-        let Some(cpus) = machine.cpus() else { return false };
+        let cpus = machine.cpus();
         let before = std::mem::replace(&mut self.cpu_time, cpus.cpu_time());
         if self.cpu_time != before || self.waiting_at == Some(before) {
             return false;
