@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::bus::BusDevice;
+use crate::devices::{GuestEvent, Notify};
 use crate::irq::IrqLine;
 
 /// Number of ports.
@@ -32,21 +33,9 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
-/// What the guest asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PowerEvent {
-    /// Turn the machine off.
-    Off,
-    /// Start it anew.
-    Reset,
-}
-
-/// Takes power events; called on the vCPU thread that asked, so it must not wait for that thread.
-pub type PowerSink = Arc<dyn Fn(PowerEvent) + Send + Sync>;
-
 /// The registers.
 pub struct PowerPorts {
-    sink: PowerSink,
+    notify: Notify,
     line: Arc<dyn IrqLine>,
     events: AtomicU8,
 }
@@ -58,9 +47,9 @@ impl std::fmt::Debug for PowerPorts {
 }
 
 impl PowerPorts {
-    /// Registers that tell `sink` what the guest wants and interrupt the guest by `line`.
-    pub fn new(sink: PowerSink, line: Arc<dyn IrqLine>) -> Self {
-        Self { sink, line, events: AtomicU8::new(0) }
+    /// Registers that tell `notify` what the guest wants and interrupt the guest by `line`.
+    pub fn new(notify: Notify, line: Arc<dyn IrqLine>) -> Self {
+        Self { notify, line, events: AtomicU8::new(0) }
     }
 
     /// Asks the guest to shut down in an orderly way.
@@ -88,9 +77,9 @@ impl BusDevice for PowerPorts {
         let Some(&value) = data.first() else { return };
         let sleep = value & SLEEP_ENABLE != 0 && (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK == SLEEP_TYPE_S5;
         if offset == u64::from(SLEEP_CONTROL) && sleep {
-            (self.sink)(PowerEvent::Off);
+            (self.notify)(GuestEvent::PowerOff);
         } else if offset == u64::from(RESET) && value == RESET_VALUE {
-            (self.sink)(PowerEvent::Reset);
+            (self.notify)(GuestEvent::Reset);
         }
     }
 }
@@ -112,8 +101,8 @@ mod tests {
     #[test]
     fn guest_requests_reach_the_machine() {
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let sink = seen.clone();
-        let ports = PowerPorts::new(Arc::new(move |e| sink.lock().unwrap().push(e)), Arc::new(Line::default()));
+        let notify = seen.clone();
+        let ports = PowerPorts::new(Arc::new(move |e| notify.lock().unwrap().push(e)), Arc::new(Line::default()));
         ports.write(0, &[5 << 2]); // without SLP_EN
         ports.write(0, &[1 << 5 | 3 << 2]); // another sleep type
         ports.write(1, &[0x34]);
@@ -122,7 +111,7 @@ mod tests {
         assert!(seen.lock().unwrap().is_empty());
         ports.write(0, &[1 << 5 | 5 << 2]);
         ports.write(2, &[1]);
-        assert_eq!(*seen.lock().unwrap(), [PowerEvent::Off, PowerEvent::Reset]);
+        assert_eq!(*seen.lock().unwrap(), [GuestEvent::PowerOff, GuestEvent::Reset]);
     }
 
     #[test]

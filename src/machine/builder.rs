@@ -8,10 +8,13 @@ use crate::arch::x86_64::cpuid::Topology;
 use crate::board::ioapic::{self, IoApic};
 use crate::board::layout;
 use crate::bus::Bus;
+use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
 use crate::devices::{AttachError, Builder, Spec};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
+use crate::firmware::power::{self, PowerPorts};
+use crate::firmware::{self, IsaDevice};
 use crate::host::clock;
 use crate::host::event_loop::EventLoop;
 use crate::loader::{self, Boot, Initrd, cmdline};
@@ -23,6 +26,8 @@ use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
 
 /// Pins 0 to 7: the ISA interrupts that are used (4: serial, 5: power button); then one for each virtio-mmio device.
 const ISA_PINS: u32 = 8;
+/// The power button's interrupt.
+const POWER_GSI: u32 = 5;
 /// An I/O APIC has at most 240 (its version register says so in 8 bits, and index registers end at FFh).
 const MAX_PINS: u32 = 120;
 
@@ -32,6 +37,7 @@ pub(super) struct Parts {
     pub kernel: loader::Report,
     pub consoles: Arc<ConsoleHub>,
     pub first_output: Arc<FirstOutput>,
+    pub power: Arc<PowerPorts>,
     _vm: Arc<dyn Vm>,
 }
 
@@ -90,11 +96,14 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     for placed in &ports {
         bus.insert(IoAddr::Port(placed.base), placed.len.into(), placed.device.clone())?;
     }
+    let power = Arc::new(PowerPorts::new(notify.clone(), lines(POWER_GSI)?));
+    bus.insert(IoAddr::Port(layout::POWER_PORTS), power::PORTS.into(), power.clone())?;
+    let rsdp = firmware::write(&ram, &firmware_machine(spec, &ports))?;
     let request = Boot {
         kernel,
         initrds: spec.initrd.iter().cloned().map(Initrd::Path).collect(),
         cmdline: command_line(spec, &devices)?,
-        rsdp: 0,
+        rsdp,
         memory_map: layout::memory_map(spec.memory.0),
         protocol: loader::Protocol::Auto,
         fresh: true,
@@ -104,8 +113,22 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone() });
     let cpus = Cpus::start(vcpus, &io, &control).map_err(|e| Error::Host("start a vCPU thread", e))?;
     first_output.count(cpus.counters());
-    let parts = Parts { engine: engine.name(), kernel: loaded.report, consoles, first_output, _vm: vm };
+    let parts = Parts { engine: engine.name(), kernel: loaded.report, consoles, first_output, power, _vm: vm };
     Ok(Machine { cpus, _loops: vec![main_loop], parts, control, begin })
+}
+
+/// What the ACPI tables say.
+fn firmware_machine(spec: &MachineSpec, ports: &[PlacedPorts]) -> firmware::Machine {
+    let isa = |placed: &PlacedPorts| {
+        Some(IsaDevice { hid: placed.hid?, port: placed.base, ports: placed.len as u8, gsi: placed.gsi })
+    };
+    firmware::Machine {
+        cpus: spec.cpus,
+        pci: None,
+        virtio_mmio: Vec::new(),
+        isa: ports.iter().filter_map(isa).collect(),
+        event_gsi: POWER_GSI,
+    }
 }
 
 fn engine(name: EngineName) -> Result<Box<dyn Engine>, Error> {

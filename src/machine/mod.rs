@@ -18,6 +18,7 @@ use crate::board::ioapic::IoApic;
 use crate::bus::Bus;
 use crate::devices::AttachError;
 use crate::engine::{self, CpuIo, ExitStats, IoAddr};
+use crate::firmware;
 use crate::host::clock;
 use crate::host::event_loop::{self, EventLoop};
 use crate::loader;
@@ -41,6 +42,8 @@ pub enum Error {
     Loader(#[from] loader::Error),
     #[error("The kernel command line is not usable")]
     Cmdline(#[from] loader::cmdline::Error),
+    #[error("Cannot describe the machine to the guest")]
+    Firmware(#[from] firmware::Error),
     #[error(transparent)]
     EventLoop(#[from] event_loop::Error),
     #[error("Two devices claim the same addresses")]
@@ -97,9 +100,9 @@ impl Machine {
         self.cpus.pause();
     }
 
-    /// Asks the guest to power off. False if this machine has no power button.
-    pub fn press_power_button(&self) -> bool {
-        false
+    /// Asks the guest to power off. A guest may ignore it.
+    pub fn press_power_button(&self) {
+        self.parts.power.press_power_button();
     }
 
     /// How the machine is told to end.
@@ -124,11 +127,13 @@ impl Machine {
 
     /// When what happened.
     pub fn timing(&self) -> Timing {
+        let first_output = self.parts.first_output.seen();
         Timing {
             begin: self.begin,
             first_run: self.cpus.first_run(),
+            first_output: first_output.map(|seen| seen.at),
+            exits_before_first_output: first_output.map(|seen| seen.exits),
             end: clock::monotonic_nanos(),
-            ..Timing::default()
         }
     }
 

@@ -53,7 +53,7 @@ impl Verdict {
     pub fn of(ending: Ending, control: &Control) -> Self {
         match ending {
             Ending::PowerOff | Ending::Reset | Ending::Halted | Ending::TimedOut if control.panicked() => {
-                Self::Panicked
+                Self::Panicked { message: control.panic_message().map(str::to_string) }
             }
             Ending::PowerOff => Self::PoweredOff,
             Ending::Reset => Self::Rebooted,

@@ -70,9 +70,10 @@ impl<'a> Watch<'a> {
     }
 
     fn handle(&mut self, signal: i32) {
-        if self.asked_to_end || !self.machine.press_power_button() {
+        if self.asked_to_end {
             self.machine.control().end(Ending::Stopped(Some(signal)));
         } else {
+            self.machine.press_power_button();
             tracing::info!("signal {signal}: asked the guest to power off; send it again to end the machine");
             self.asked_to_end = true;
         }
