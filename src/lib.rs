@@ -9,6 +9,7 @@
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
 //! | [`firmware`] | ACPI tables, power registers |
+//! | [`block`] | disk images: raw, qcow2, snapshots, locks |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
@@ -16,6 +17,7 @@
 //! | [`host`] | event loops, terminals, raw system calls |
 
 pub mod arch;
+pub mod block;
 pub mod board;
 pub mod bus;
 pub mod cli;
