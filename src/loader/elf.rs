@@ -78,6 +78,8 @@ pub enum Error {
 /// A loadable piece of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
+    /// Where its program header is in the file.
+    pub header: u64,
     /// Where it is in the file.
     pub offset: u64,
     /// Bytes in the file.
@@ -96,12 +98,14 @@ impl Segment {
 }
 
 /// What the headers of a valid file say.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Image {
     /// Entry of the header: guest-physical for a Linux kernel.
     pub entry: u64,
     /// Loadable pieces by ascending address, none empty, without overlaps, all above [`layout::HIGH_RAM`].
     pub segments: Vec<Segment>,
+    /// Notes in the file, as offset and end.
+    pub notes: Vec<std::ops::Range<u64>>,
     /// PVH entry, if there is one.
     pub pvh: Option<u32>,
     /// Whether the notes say that this is Linux.
@@ -118,15 +122,17 @@ pub fn parse(file: &File) -> Result<Image, Error> {
     let size = u64::from(count) * PROGRAM_HEADER_SIZE as u64;
     let table = read(file, len, offset, size, "the program headers")?;
     let entry = u64_at(&header, 24).unwrap_or_default();
-    let mut image = Image { entry, segments: Vec::new(), pvh: None, linux: false, version: None };
-    for header in table.chunks_exact(PROGRAM_HEADER_SIZE) {
+    let mut image = Image { entry, ..Image::default() };
+    for (index, header) in table.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
+        let at = offset + (index * PROGRAM_HEADER_SIZE) as u64;
         match u32_at(header, 0) {
-            Some(PT_LOAD) => image.segments.extend(segment(header, len)?),
+            Some(PT_LOAD) => image.segments.extend(segment(header, at, len)?),
             Some(PT_NOTE) => {
-                let segment = extent(header)?;
+                let segment = extent(header, at)?;
                 // Other notes than those that are looked for may be of any size.
                 let size = segment.file_len.min(MAX_NOTES);
                 notes(&read(file, len, segment.offset, size, "the notes")?, &mut image);
+                image.notes.push(segment.offset..segment.offset + size);
             }
             _ => {}
         }
@@ -167,13 +173,13 @@ fn program_headers(header: &[u8]) -> Result<(u64, u16), Error> {
     Ok((offset, count))
 }
 
-fn extent(header: &[u8]) -> Result<Segment, Error> {
+fn extent(header: &[u8], at: u64) -> Result<Segment, Error> {
     let field = |at| u64_at(header, at).ok_or(Error::Damaged("a program header is too short"));
-    Ok(Segment { offset: field(8)?, file_len: field(32)?, start: field(24)?, memory_len: field(40)? })
+    Ok(Segment { header: at, offset: field(8)?, file_len: field(32)?, start: field(24)?, memory_len: field(40)? })
 }
 
-fn segment(header: &[u8], len: u64) -> Result<Option<Segment>, Error> {
-    let segment = extent(header)?;
+fn segment(header: &[u8], at: u64, len: u64) -> Result<Option<Segment>, Error> {
+    let segment = extent(header, at)?;
     if segment.memory_len == 0 && segment.file_len == 0 {
         return Ok(None);
     }
@@ -290,7 +296,8 @@ mod tests {
         assert_eq!(image.pvh, Some(0x10_0010));
         assert!(image.linux);
         assert_eq!(image.version.as_deref(), Some("6.12.1-test"));
-        let expected = Segment { offset: 0x4000, file_len: 5000, start: 0x10_4000, memory_len: 14_000 };
+        let expected =
+            Segment { header: 64 + 56, offset: 0x4000, file_len: 5000, start: 0x10_4000, memory_len: 14_000 };
         assert_eq!(image.segments[1], expected);
     }
 

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::Write;
 
+use super::unpack::Format;
+
 /// A piece of an ELF file.
 #[derive(Clone)]
 pub struct Piece {
@@ -73,5 +75,91 @@ pub fn vmlinux() -> Vec<u8> {
 pub fn file(content: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(content).unwrap();
+    file
+}
+
+pub const FORMATS: &[Format] = &[Format::Gzip, Format::Bzip2, Format::Lzma, Format::Xz, Format::Lz4, Format::Zstd];
+
+/// Packs as the kernel's build does: all but gzip are followed by the size of the content.
+pub fn pack(format: Format, data: &[u8]) -> Vec<u8> {
+    use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
+    let lzma = |stream| {
+        let mut encoder = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    };
+    let options = LzmaOptions::new_preset(1).unwrap();
+    let mut packed = match format {
+        Format::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(data).unwrap();
+            return encoder.finish().unwrap();
+        }
+        Format::Bzip2 => {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            encoder.write_all(data).unwrap();
+            encoder.finish().unwrap()
+        }
+        Format::Lzma => lzma(Stream::new_lzma_encoder(&options).unwrap()),
+        Format::Xz => {
+            let mut filters = Filters::new();
+            filters.x86().lzma2(&options);
+            lzma(Stream::new_stream_encoder(&filters, Check::Crc32).unwrap())
+        }
+        Format::Lz4 => {
+            let mut packed = 0x184c_2102u32.to_le_bytes().to_vec();
+            for block in data.chunks(8 << 20) {
+                let block = lz4_flex::block::compress(block);
+                packed.extend((block.len() as u32).to_le_bytes());
+                packed.extend(block);
+            }
+            packed
+        }
+        Format::Zstd => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.include_checksum(true).unwrap();
+            encoder.write_all(data).unwrap();
+            encoder.finish().unwrap()
+        }
+    };
+    packed.extend((data.len() as u32).to_le_bytes());
+    packed
+}
+
+/// What a made-up bzImage contains.
+pub struct Packed {
+    pub payload: Vec<u8>,
+    pub pref_address: u64,
+    pub init_size: u32,
+}
+
+impl Default for Packed {
+    fn default() -> Self {
+        Self { payload: Vec::new(), pref_address: 0x10_0000, init_size: 0x20_0000 }
+    }
+}
+
+/// A bzImage with one setup sector and one page of code before the payload.
+pub fn bzimage(packed: &Packed) -> Vec<u8> {
+    let mut file = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]);
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x200, &[0xeb, 0x6a]);
+    put(0x202, b"HdrS\x0f\x02");
+    put(0x20e, &0x100u16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(0x236, &0x7fu16.to_le_bytes());
+    put(0x238, &2047u32.to_le_bytes());
+    put(0x248, &4096u32.to_le_bytes());
+    put(0x24c, &(packed.payload.len() as u32).to_le_bytes());
+    put(0x258, &packed.pref_address.to_le_bytes());
+    put(0x260, &packed.init_size.to_le_bytes());
+    put(0x268, &0x1234u32.to_le_bytes());
+    put(0x300, b"6.1.0-test (somebody@somewhere) #1\0");
+    file.resize(file.len() + 4096, 0x90);
+    file.extend(&packed.payload);
+    file.extend(b"signature");
     file
 }

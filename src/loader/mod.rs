@@ -3,13 +3,20 @@
 //! any vCPU runs, on the thread that builds the machine.
 
 mod bytes;
+pub mod bzimage;
+pub mod cache;
 pub mod cmdline;
+mod compact;
 pub mod elf;
 #[cfg(test)]
 mod fixtures;
 pub mod initrd;
 mod linux;
+mod packed;
 mod pvh;
+#[cfg(test)]
+mod tests;
+pub mod unpack;
 
 use std::fs::File;
 use std::io;
@@ -54,6 +61,11 @@ pub struct Boot {
     pub memory_map: Vec<MemoryRange>,
     /// Entry to use.
     pub protocol: Protocol,
+    /// Unpack a bzImage here, where it is quick and can be cached, instead of in the guest. The kernel is then not
+    /// placed at random (KASLR).
+    pub decompress: bool,
+    /// Where unpacked kernels are kept.
+    pub cache: cache::Policy,
     /// RAM has not been written before: its pages read as zeros. After a reset it has, and what the kernel expects
     /// to be zero is written.
     pub fresh: bool,
@@ -63,6 +75,10 @@ pub struct Boot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
+    /// bzImage, unpacked here.
+    BzImage,
+    /// bzImage that unpacks itself in the guest.
+    BzImageSelfExtracting,
     /// ELF file, entered by the Linux protocol.
     Vmlinux,
     /// ELF file, entered by the PVH protocol.
@@ -78,6 +94,10 @@ pub struct Report {
     pub entry: u64,
     /// Release of the kernel, if the file says.
     pub version: Option<String>,
+    /// How the kernel was packed, if it was unpacked here or earlier.
+    pub packed: Option<unpack::Format>,
+    /// The unpacked kernel came from the cache.
+    pub cached: bool,
     /// Where the initial RAM file system is.
     pub initrd: Option<initrd::Range>,
 }
@@ -117,6 +137,22 @@ pub enum Error {
         path: PathBuf,
         /// The reason.
         source: elf::Error,
+    },
+    /// A bzImage cannot be loaded.
+    #[error("Cannot load kernel {path}")]
+    BzImage {
+        /// File name.
+        path: PathBuf,
+        /// The reason.
+        source: bzimage::Error,
+    },
+    /// A bzImage cannot be unpacked.
+    #[error("Cannot load kernel {path}")]
+    Unpack {
+        /// File name.
+        path: PathBuf,
+        /// The reason.
+        source: unpack::Error,
     },
     /// The protocol asked for does not fit the kernel.
     #[error("Cannot boot {path}: {reason}")]
@@ -177,7 +213,9 @@ pub fn load(ram: &Ram, request: &Boot) -> Result<Loaded, Error> {
     }
     let head = read_head(&file).map_err(read)?;
     let mut kernel = if head.starts_with(elf::MAGIC) {
-        load_elf(ram, request, &file, linux::header_for_vmlinux())?
+        load_elf(ram, request, &file)?
+    } else if bzimage::is_bzimage(&head) {
+        packed::load(ram, request, file, &head)?
     } else {
         return Err(Error::NotAKernel { path: path.clone(), found: looks_like(&head) });
     };
@@ -211,16 +249,16 @@ fn write_cmdline(ram: &Ram, path: &Path, line: &str, max: u32) -> Result<(), Err
     Ok(ram.write(layout::CMDLINE + line.len() as u64, &[0])?)
 }
 
-/// Loads the ELF file `file`, which `request.kernel` is or was packed in.
-fn load_elf(ram: &Ram, request: &Boot, file: &File, header: setup_header) -> Result<Kernel, Error> {
+/// Loads the ELF file `file`, which `request.kernel` is or contains.
+fn load_elf(ram: &Ram, request: &Boot, file: &File) -> Result<Kernel, Error> {
     let path = &request.kernel;
     let elf = |source| Error::Elf { path: path.clone(), source };
     let image = elf::parse(file).map_err(elf)?;
     let (kind, entry) =
         entry(&image, request.protocol).map_err(|reason| Error::Entry { path: path.clone(), reason })?;
     let end = elf::place(&image, file, ram, request.fresh).map_err(elf)?;
-    let report = Report { kind, entry, version: image.version, initrd: None };
-    Ok(Kernel { report, header, end })
+    let report = Report { kind, entry, version: image.version, packed: None, cached: false, initrd: None };
+    Ok(Kernel { report, header: linux::header_for_vmlinux(), end })
 }
 
 /// Chooses the entry of an ELF kernel.

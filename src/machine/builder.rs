@@ -106,6 +106,8 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         rsdp,
         memory_map: layout::memory_map(spec.memory.0),
         protocol: loader::Protocol::Auto,
+        decompress: !spec.self_extract,
+        cache: loader::cache::Policy::User,
         fresh: true,
     };
     let loaded = loader::load(&ram, &request)?;
