@@ -9,6 +9,7 @@
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
 //! | [`firmware`] | ACPI tables, power registers |
+//! | [`virtio`], [`pci`] | queues, transports, driver-side test kit; configuration space, MSI-X |
 //! | [`block`] | disk images: raw, qcow2, snapshots, locks |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
@@ -29,5 +30,6 @@ pub mod irq;
 pub mod loader;
 pub mod machine;
 pub mod mem;
+pub mod pci;
 pub mod spec;
 pub mod virtio;

@@ -8,6 +8,7 @@ pub mod event_loop;
 pub mod file_lock;
 pub mod log_limit;
 pub mod parts;
+pub mod register_page;
 pub mod signal;
 pub mod socket;
 pub mod stream;

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Largest configuration space, in bytes: what fits on the register page that transports show to the guest.
-pub const MAX_LEN: usize = 4096;
+/// Largest configuration space, in bytes: what both transports have room for on the page that they show to the guest.
+pub const MAX_LEN: usize = 0x700;
 
 /// A transport that follows changes. Called on the thread that makes the change, one change at a time; must not
 /// call back into the [`ConfigSpace`].

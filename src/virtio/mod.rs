@@ -22,6 +22,7 @@ pub mod kit;
 pub mod queue;
 #[cfg(test)]
 mod tests;
+pub mod transport;
 mod watch;
 pub mod worker;
 
