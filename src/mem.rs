@@ -21,6 +21,7 @@ use vm_memory::{
 };
 
 pub mod buffers;
+pub mod file_ring;
 
 /// Guest pages are 4 KiB, the unit of every mapping here.
 pub const PAGE: u64 = 4096;

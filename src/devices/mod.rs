@@ -1,6 +1,7 @@
 //! The devices a machine can have. Adding one is a file here and two lines below: `mod` and an entry in [`KINDS`].
 //! Its options, `--help`, TOML table and ACPI entry follow from what the file says of itself.
 
+pub mod blk;
 pub mod builder;
 pub mod console_output;
 pub mod exit_port;
@@ -19,7 +20,7 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &rng::Kind];
+pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &blk::Kind, &rng::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).
