@@ -91,6 +91,7 @@ impl FileRing {
 
     /// Makes permanent what was written by all requests made before, and holds back those made after.
     pub fn sync(&mut self, token: u64) -> io::Result<()> {
+        self.make_room()?;
         let entry = opcode::Fsync::new(Fd(self.file.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
         self.push(&entry.flags(Flags::IO_DRAIN).user_data(token))
     }
@@ -117,6 +118,15 @@ impl FileRing {
         Some((entry.user_data(), usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))))
     }
 
+    /// Room for one more entry. Before its list is kept: submitting drops all lists.
+    fn make_room(&mut self) -> io::Result<()> {
+        let full = self.ring.submission().is_full();
+        match full {
+            true => self.enter(0),
+            false => Ok(()),
+        }
+    }
+
     fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
             match self.ring.submit_and_wait(want) {
@@ -132,6 +142,7 @@ impl FileRing {
 
     /// A copy of the list that stays where it is until it is submitted, if all of it is guest RAM.
     fn keep(&mut self, bufs: &[IoBuf]) -> io::Result<(*const libc::iovec, u32)> {
+        self.make_room()?;
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let ram = self.ram.as_ref().ok_or_else(invalid)?;
         if bufs.len() > MAX_BUFS {
@@ -156,9 +167,6 @@ impl FileRing {
     }
 
     fn push(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.ring.submission().is_full() {
-            self.enter(0)?;
-        }
         // SAFETY: the descriptor is that of `self.file`; the list of buffers is in `self.lists` until it is
         // submitted, after which the kernel has its own copy (every kernel since 5.5); the buffers are in
         // `self.ram`, which is not dropped before the request is complete (`drop` waits).
@@ -222,14 +230,24 @@ mod tests {
         ram.write(100, &[0; 8000]).unwrap();
         // More than the ring has entries.
         for token in 0..8 {
+            let mut bufs = Buffers::new(ram.clone());
+            bufs.push(0x1_0000 + token * 1024, 512).unwrap();
+            bufs.push(0x2_0000 + token * 1024, 512).unwrap();
             ring.read(512, bufs.list(), token).unwrap();
         }
         let mut seen: Vec<_> = (0..8).map(|_| wait(&mut ring)).map(|(token, n)| (token, n.unwrap())).collect();
         seen.sort();
         assert_eq!(seen, (0..8).map(|token| (token, 1024)).collect::<Vec<_>>());
+        ring.read(512, bufs.list(), 20).unwrap();
+        assert!(matches!(wait(&mut ring), (20, Ok(1024))));
         let mut bytes = [0; 24];
         ram.read(5000, &mut bytes).unwrap();
         assert_eq!(bytes, [8; 24]);
+        for token in 0..8 {
+            let mut bytes = [0; 1024];
+            ram.read(0x1_0000 + token * 1024, &mut bytes).unwrap();
+            assert_eq!((bytes[0], bytes[511], bytes[512]), (7, 7, 0), "{token}");
+        }
         let other = Ram::new(&[(0, 4096)], Backing::Anonymous).unwrap();
         let mut elsewhere = Buffers::new(other.clone());
         elsewhere.push(0, 512).unwrap();
