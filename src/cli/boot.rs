@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Failure, device_flags};
 use crate::engine::ExitStats;
+use crate::host::footprint;
 use crate::host::signal::Signals;
 use crate::host::terminal;
 use crate::machine::verdict::Verdict;
@@ -125,6 +126,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let signals =
         Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
+    footprint::give_back();
     machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine, limit, &signals).until_end();
