@@ -159,9 +159,11 @@ struct MachineIo {
 impl CpuIo for MachineIo {
     fn read(&self, at: IoAddr, data: &mut [u8]) {
         self.bus.read(at, data);
+        tracing::trace!("read {at:x?} -> {data:02x?}");
     }
 
     fn write(&self, at: IoAddr, data: &[u8]) {
+        tracing::trace!("write {at:x?} <- {data:02x?}");
         self.bus.write(at, data);
     }
 
