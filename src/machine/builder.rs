@@ -21,6 +21,7 @@ use crate::loader::{self, Boot, Initrd, cmdline};
 use crate::machine::control::Control;
 use crate::machine::cpus::Cpus;
 use crate::machine::first_output::FirstOutput;
+use crate::machine::placement::{Around, Placement};
 use crate::mem::{Backing, Ram};
 use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
 
@@ -38,6 +39,7 @@ pub(super) struct Parts {
     pub consoles: Arc<ConsoleHub>,
     pub first_output: Arc<FirstOutput>,
     pub power: Arc<PowerPorts>,
+    _placement: Placement,
     _vm: Arc<dyn Vm>,
 }
 
@@ -92,13 +94,16 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     for device in &devices {
         device.attach(&mut builder)?;
     }
-    let ports = builder.ports;
+    let (virtio, ports) = (builder.virtio, builder.ports);
+    let around =
+        Around { bus: &bus, vm: &vm, ram: &ram, events: &main_loop.handle(), lines: &lines, first_gsi: ISA_PINS };
+    let placement = Placement::new(virtio, spec.transport, &around)?;
     for placed in &ports {
         bus.insert(IoAddr::Port(placed.base), placed.len.into(), placed.device.clone())?;
     }
     let power = Arc::new(PowerPorts::new(notify.clone(), lines(POWER_GSI)?));
     bus.insert(IoAddr::Port(layout::POWER_PORTS), power::PORTS.into(), power.clone())?;
-    let rsdp = firmware::write(&ram, &firmware_machine(spec, &ports))?;
+    let rsdp = firmware::write(&ram, &firmware_machine(spec, &ports, &placement))?;
     let request = Boot {
         kernel,
         initrds: spec.initrd.iter().cloned().map(Initrd::Path).collect(),
@@ -115,19 +120,27 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone() });
     let cpus = Cpus::start(vcpus, &io, &control).map_err(|e| Error::Host("start a vCPU thread", e))?;
     first_output.count(cpus.counters());
-    let parts = Parts { engine: engine.name(), kernel: loaded.report, consoles, first_output, power, _vm: vm };
+    let parts = Parts {
+        engine: engine.name(),
+        kernel: loaded.report,
+        consoles,
+        first_output,
+        power,
+        _placement: placement,
+        _vm: vm,
+    };
     Ok(Machine { cpus, _loops: vec![main_loop], parts, control, begin })
 }
 
 /// What the ACPI tables say.
-fn firmware_machine(spec: &MachineSpec, ports: &[PlacedPorts]) -> firmware::Machine {
+fn firmware_machine(spec: &MachineSpec, ports: &[PlacedPorts], placement: &Placement) -> firmware::Machine {
     let isa = |placed: &PlacedPorts| {
         Some(IsaDevice { hid: placed.hid?, port: placed.base, ports: placed.len as u8, gsi: placed.gsi })
     };
     firmware::Machine {
         cpus: spec.cpus,
-        pci: None,
-        virtio_mmio: Vec::new(),
+        pci: placement.pci,
+        virtio_mmio: placement.virtio_mmio.clone(),
         isa: ports.iter().filter_map(isa).collect(),
         event_gsi: POWER_GSI,
     }

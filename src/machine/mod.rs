@@ -4,6 +4,7 @@ mod builder;
 pub mod control;
 pub mod cpus;
 mod first_output;
+mod placement;
 pub mod verdict;
 pub mod watch;
 
@@ -44,6 +45,10 @@ pub enum Error {
     Cmdline(#[from] loader::cmdline::Error),
     #[error("Cannot describe the machine to the guest")]
     Firmware(#[from] firmware::Error),
+    #[error(transparent)]
+    Pci(#[from] crate::pci::Error),
+    #[error(transparent)]
+    Virtio(#[from] crate::virtio::transport::Error),
     #[error(transparent)]
     EventLoop(#[from] event_loop::Error),
     #[error("Two devices claim the same addresses")]
