@@ -75,7 +75,8 @@ impl ConsoleHub {
         let open = || {
             let notify = self.notify.clone();
             let patience = if *target == Target::Pty { PTY_PATIENCE } else { PATIENCE };
-            let style = Style { lines: true, patience, quit: Arc::new(move || notify(GuestEvent::UserQuit)) };
+            let style =
+                Style { lines: true, patience: Some(patience), quit: Arc::new(move || notify(GuestEvent::UserQuit)) };
             let stream = Stream::open(name, target, style, events).map_err(|e| AttachError(e.to_string()))?;
             lock(&self.streams).push(stream.clone());
             Ok(stream)
@@ -241,6 +242,11 @@ pub(crate) mod tests {
     /// A hub without log and watchers.
     pub(crate) fn quiet_hub() -> Arc<ConsoleHub> {
         ConsoleHub::new(None, Vec::new(), Arc::new(|_| {})).unwrap()
+    }
+
+    /// Output of a console over any stream.
+    pub(crate) fn output_over(hub: &Arc<ConsoleHub>, stream: &Stream) -> ConsoleOutput {
+        ConsoleOutput { hub: hub.clone(), name: "console0".into(), stream: stream.clone() }
     }
 
     fn panics() -> (Arc<PanicWatcher>, std::sync::mpsc::Receiver<String>) {

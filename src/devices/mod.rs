@@ -3,11 +3,14 @@
 
 pub mod blk;
 pub mod builder;
+pub mod character_queues;
+pub mod console;
 pub mod console_output;
 pub mod exit_port;
 pub mod guest_event;
 pub mod keyboard_reset;
 pub mod options;
+pub mod port;
 pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
@@ -20,7 +23,7 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &blk::Kind, &rng::Kind];
+pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &console::Kind, &blk::Kind, &rng::Kind, &port::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).

@@ -65,9 +65,9 @@ pub enum WhenFull {
 pub struct Style {
     /// Collect pieces of lines for a few milliseconds.
     pub lines: bool,
-    /// How long [`WhenFull::Wait`] waits for a reader that takes nothing at all. After that output is lost until the
-    /// reader goes on: a Linux guest spins with interrupts off while it waits for its console.
-    pub patience: Duration,
+    /// How long [`WhenFull::Wait`] waits for a reader that takes nothing at all (none: for ever). After that output is
+    /// lost until the reader goes on: a Linux guest spins with interrupts off while it waits for its console.
+    pub patience: Option<Duration>,
     /// Called when the user typed the keys that quit (only on a terminal), on the event loop.
     pub quit: Arc<dyn Fn() + Send + Sync>,
 }
@@ -86,7 +86,7 @@ pub struct Stream(Arc<Shared>);
 struct Shared {
     name: String,
     lines: bool,
-    patience: Duration,
+    patience: Option<Duration>,
     alarm: Alarm,
     output: Mutex<Output>,
     input: Mutex<Input>,
@@ -372,4 +372,4 @@ fn open(name: &str, target: &Target) -> io::Result<(Option<Sink>, Source, Option
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -162,8 +162,8 @@ impl Pump {
                     Err(_) => self.shared.alarm.set(RETRY),
                 }
             }
-            if !output.stalled {
-                match self.shared.patience.checked_sub(Instant::now().saturating_duration_since(since)) {
+            if let (false, Some(patience)) = (output.stalled, self.shared.patience) {
+                match patience.checked_sub(Instant::now().saturating_duration_since(since)) {
                     Some(left) if !left.is_zero() => self.shared.alarm.set(left),
                     _ => (output.stalled, tell) = (true, true),
                 }

@@ -28,7 +28,7 @@ fn listener() -> (Arc<Tell>, Receiver<&'static str>) {
 }
 
 fn style(lines: bool, patience: Duration) -> Style {
-    Style { lines, patience, quit: Arc::new(|| {}) }
+    Style { lines, patience: Some(patience), quit: Arc::new(|| {}) }
 }
 
 fn claim(stream: &Stream, listener: &Arc<Tell>) -> Claim {
@@ -51,7 +51,8 @@ fn take(claim: &Claim, told: &Receiver<&'static str>, len: usize) -> Vec<u8> {
     all
 }
 
-fn fifo(dir: &Path) -> (Target, std::fs::File) {
+/// A named pipe as a target, and its reader, non-blocking.
+pub(crate) fn fifo(dir: &Path) -> (Target, std::fs::File) {
     let path = dir.join("fifo");
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
     let reader = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
@@ -59,7 +60,7 @@ fn fifo(dir: &Path) -> (Target, std::fs::File) {
 }
 
 /// Reads until `len` bytes arrived, with a time limit.
-fn read(mut from: &std::fs::File, len: usize) -> Vec<u8> {
+pub(crate) fn read(mut from: &std::fs::File, len: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let end = Instant::now() + LONG;
     while all.len() < len && Instant::now() < end {
@@ -70,6 +71,32 @@ fn read(mut from: &std::fs::File, len: usize) -> Vec<u8> {
         }
     }
     all
+}
+
+/// The user's side of a terminal.
+pub(crate) struct User(Pty);
+
+impl User {
+    pub(crate) fn resize(&self, columns: u16, rows: u16) {
+        let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.0.ours, size).unwrap();
+    }
+}
+
+/// A stream on a terminal, as standard input and output are for a user.
+pub(crate) fn on_pty(events: &LoopHandle) -> (Stream, User) {
+    let pty = Pty::open().unwrap();
+    let terminal = pty.theirs.try_clone().unwrap();
+    let sink = Sink::nonblocking(pty.theirs.try_clone().unwrap());
+    let parts = (Some(sink), Source::default(), Some(terminal));
+    (Stream::start("console0", parts, style(true, LONG), events).unwrap(), User(pty))
+}
+
+impl Stream {
+    /// As if the window's size had changed.
+    pub(crate) fn tell_resized(&self) {
+        self.0.tell(true, |listener| listener.resized());
+    }
 }
 
 #[test]
