@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -64,7 +64,14 @@ pub enum Backing {
 
 /// Guest RAM. Cheap to clone; the mappings live as long as any clone.
 #[derive(Debug, Clone)]
-pub struct Ram(Arc<GuestMemoryMmap>);
+pub struct Ram(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    memory: GuestMemoryMmap,
+    /// Guest-physical ranges (start, end) that show file pages; they do not overlap.
+    files: Mutex<Vec<(u64, u64)>>,
+}
 
 /// One contiguous piece of RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,39 +92,39 @@ impl Ram {
             regions.push(map_region(at, len, backing)?);
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| Error::Layout(e.to_string()))?;
-        Ok(Self(Arc::new(memory)))
+        Ok(Self(Arc::new(Inner { memory, files: Mutex::default() })))
     }
 
     /// The view that `vm_memory` and `virtio_queue` work on.
     pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.0
+        &self.0.memory
     }
 
     /// All pieces in ascending order.
     pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
-        self.0.iter().map(|r| Region { start: r.start_addr().0, len: r.len(), host: r.as_ptr() as usize })
+        self.0.memory.iter().map(|r| Region { start: r.start_addr().0, len: r.len(), host: r.as_ptr() as usize })
     }
 
     /// The piece of RAM that holds the byte at guest-physical `at`.
     pub fn region_of(&self, at: u64) -> Option<Region> {
-        let r = self.0.find_region(GuestAddress(at))?;
+        let r = self.0.memory.find_region(GuestAddress(at))?;
         Some(Region { start: r.start_addr().0, len: r.len(), host: r.as_ptr() as usize })
     }
 
     /// Bytes of RAM in all.
     pub fn size(&self) -> u64 {
-        self.0.iter().map(|r| r.len()).sum()
+        self.0.memory.iter().map(|r| r.len()).sum()
     }
 
     /// Copies `data` to guest-physical `at`.
     pub fn write(&self, at: u64, data: &[u8]) -> Result<(), Error> {
-        self.0.write_slice(data, GuestAddress(at)).map_err(|_| Error::OutOfRange { at, len: data.len() as u64 })
+        self.0.memory.write_slice(data, GuestAddress(at)).map_err(|_| Error::OutOfRange { at, len: data.len() as u64 })
     }
 
     /// Fills `data` from guest-physical `at`.
     pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), Error> {
         let len = data.len() as u64;
-        self.0.read_slice(data, GuestAddress(at)).map_err(|_| Error::OutOfRange { at, len })
+        self.0.memory.read_slice(data, GuestAddress(at)).map_err(|_| Error::OutOfRange { at, len })
     }
 
     /// Host address of `len` bytes at guest-physical `at`, if they lie within one region.
@@ -132,10 +139,14 @@ impl Ram {
 
     /// Puts `len` bytes of `file` from `offset` at guest-physical `at`: whole pages are mapped copy on write
     /// where file offset and address agree modulo the page size, the rest is copied. The file's length must
-    /// cover the range. Later changes to the file may show in pages the guest has not written.
+    /// cover the range. Later changes to the file may show in pages the guest has not written. Shared RAM gets a
+    /// copy, since other processes do not see what is mapped over it here.
     pub fn map_file(&self, at: u64, file: &File, offset: u64, len: u64) -> Result<(), Error> {
         let host = self.host_address(at, len)?;
         let map = |source| Error::Map { at, size: len >> 20, source };
+        if self.is_shared(at) {
+            return self.copy_file(at, file, offset, len);
+        }
         let head = if at % PAGE == offset % PAGE { (at.next_multiple_of(PAGE) - at).min(len) } else { len };
         let whole = (len - head) / PAGE * PAGE;
         if whole > 0 {
@@ -155,6 +166,10 @@ impl Ram {
             if mapped == libc::MAP_FAILED {
                 return Err(map(io::Error::last_os_error()));
             }
+            let mut files = self.0.files.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = at + head;
+            take_overlap(&mut files, start, start + whole);
+            files.push((start, start + whole));
         }
         self.copy_file(at, file, offset, head)?;
         let done = head + whole;
@@ -179,16 +194,60 @@ impl Ram {
     /// Gives the host pages of a page-aligned range back; the guest reads zeros there next time.
     pub fn discard(&self, at: u64, len: u64) -> Result<(), Error> {
         let host = self.host_address(at, len)?;
-        let shared = self.0.find_region(GuestAddress(at)).is_some_and(|r| r.file_offset().is_some());
-        let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        let advice = if self.is_shared(at) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
         // SAFETY: the range lies inside a region that this Ram owns; its content may vanish at any time as far
         // as Rust is concerned, since only the guest decides what it holds.
         let status = unsafe { libc::madvise(host.cast(), len as usize, advice) };
         if status != 0 {
             return Err(Error::Map { at, size: len >> 20, source: io::Error::last_os_error() });
         }
+        self.unmap_files(at, len)
+    }
+
+    /// Replaces file pages by anonymous ones: the content of a file would come back after it was discarded.
+    fn unmap_files(&self, at: u64, len: u64) -> Result<(), Error> {
+        let mut files = self.0.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for (start, end) in take_overlap(&mut files, at, at + len) {
+            let host = self.host_address(start, end - start)?;
+            // SAFETY: as in map_file: these pages belong to a region of this Ram and are replaced by as many others.
+            let mapped = unsafe {
+                libc::mmap(
+                    host.cast(),
+                    (end - start) as usize,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                files.push((start, end));
+                return Err(Error::Map { at: start, size: (end - start) >> 20, source: io::Error::last_os_error() });
+            }
+            // SAFETY: advice on the mapping just made; it changes no content. Failure only costs speed.
+            unsafe { libc::madvise(mapped, (end - start) as usize, libc::MADV_HUGEPAGE) };
+        }
         Ok(())
     }
+
+    fn is_shared(&self, at: u64) -> bool {
+        self.0.memory.find_region(GuestAddress(at)).is_some_and(|r| r.file_offset().is_some())
+    }
+}
+
+/// Takes what lies between `start` and `end` out of `ranges`, and returns it.
+fn take_overlap(ranges: &mut Vec<(u64, u64)>, start: u64, end: u64) -> Vec<(u64, u64)> {
+    let mut taken = Vec::new();
+    for (from, to) in std::mem::take(ranges) {
+        let overlap = (from.max(start), to.min(end));
+        if overlap.0 >= overlap.1 {
+            ranges.push((from, to));
+            continue;
+        }
+        taken.push(overlap);
+        ranges.extend([(from, overlap.0), (overlap.1, to)].into_iter().filter(|(a, b)| a < b));
+    }
+    taken
 }
 
 fn map_region(at: u64, len: u64, backing: Backing) -> Result<GuestRegionMmap, Error> {
@@ -236,6 +295,37 @@ mod tests {
         let mut first = [0; 11];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut first, 0).unwrap();
         assert_eq!(first, content[..11], "the file must not see the guest's writes");
+    }
+
+    #[test]
+    fn file_pages_do_not_come_back_after_they_were_discarded() {
+        let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 0x8000]).unwrap();
+        for _ in 0..2 {
+            ram.map_file(0x10_000, &file, 0, 0x8000).unwrap();
+            ram.discard(0x12_000, 0x2000).unwrap();
+            ram.discard(0x17_000, 0x2000).unwrap();
+            let mut seen = [1; 0x9000];
+            ram.read(0x10_000, &mut seen).unwrap();
+            for (page, content) in seen.chunks(0x1000).zip([7, 7, 0, 0, 7, 7, 7, 0, 0]) {
+                assert!(page.iter().all(|b| *b == content));
+            }
+            assert_eq!(*ram.0.files.lock().unwrap(), [(0x10_000, 0x12_000), (0x14_000, 0x17_000)]);
+        }
+    }
+
+    #[test]
+    fn shared_ram_gets_copies_of_files() {
+        let ram = Ram::new(&[(0, 1 << 20)], Backing::Shared).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 0x2000]).unwrap();
+        ram.map_file(0x10_000, &file, 0, 0x2000).unwrap();
+        let region = ram.memory().find_region(GuestAddress(0)).unwrap();
+        let mut seen = [0; 0x2000];
+        let backing = region.file_offset().unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(backing.file(), &mut seen, 0x10_000).unwrap();
+        assert_eq!(seen, [7; 0x2000]);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Cache {
     }
 
     fn check(&self, key: &Key) -> io::Result<Option<File>> {
-        let mut text = String::new();
+        let mut text = String::with_capacity(NOTE_MAX as usize);
         let file = self.open_own(&note_name(&key.name))?;
         (&file).take(NOTE_MAX).read_to_string(&mut text)?;
         let mut note: Note = serde_json::from_str(&text)?;
@@ -340,7 +340,9 @@ fn hash(mut file: &File) -> io::Result<String> {
 
 /// Changes whenever the host boots.
 fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    let mut text = String::with_capacity(64);
+    File::open("/proc/sys/kernel/random/boot_id")?.take(63).read_to_string(&mut text)?;
+    Ok(text.trim_end().to_owned())
 }
 
 #[cfg(test)]

@@ -33,7 +33,11 @@ pub struct Machine<'a> {
 /// The words that a kernel gets unless the user replaces them.
 pub fn default_words(machine: &Machine<'_>) -> Vec<String> {
     let mut words = machine.device_words.to_vec();
-    let mut add = |word: &str| words.push(word.to_owned());
+    let mut add = |word: &str| {
+        if !words.iter().any(|have| have == word) {
+            words.push(word.to_owned());
+        }
+    };
     // A panic ends the guest at once instead of leaving it hanging; the machine sees the reset.
     add("panic=-1");
     // The counter of every engine is stable: no watchdog against clocks that are not there, no probing of a PIT.
@@ -106,13 +110,14 @@ mod tests {
 
     #[test]
     fn words_follow_the_machine() {
-        let devices = strings(&["console=ttyS0"]);
+        let devices = strings(&["console=ttyS0", "8250.nr_uarts=1"]);
         let machine = Machine { device_words: &devices, uarts: 1, no_pci_ports: true, kernel_under_test: false };
         let words = default_words(&machine);
         assert_eq!(words[0], "console=ttyS0");
         for word in ["panic=-1", "8250.nr_uarts=1", "pci=noearly", "cryptomgr.notests=1"] {
             assert!(words.iter().any(|w| w == word), "{word}");
         }
+        assert_eq!(words.iter().filter(|w| w.starts_with("8250")).count(), 1);
         let test = Machine { kernel_under_test: true, ..Machine::default() };
         let words = default_words(&test).join(" ");
         assert!(!words.contains("cryptomgr") && !words.contains("expedited") && !words.contains("8250"));
