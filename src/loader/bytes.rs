@@ -1,4 +1,10 @@
-//! Little-endian numbers in file headers; none if the header ends before.
+//! Little-endian numbers in file headers, none if the header ends before; and a page of zeros to compare with, which
+//! is quick even without optimisation.
+
+use crate::mem::PAGE;
+
+/// A page of zeros.
+pub static ZERO_PAGE: [u8; PAGE as usize] = [0; PAGE as usize];
 
 /// 16 bits at `at`.
 pub fn u16_at(data: &[u8], at: usize) -> Option<u16> {

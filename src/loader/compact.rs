@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::bytes::ZERO_PAGE;
 use super::elf;
 use crate::mem::PAGE;
 
@@ -13,7 +14,6 @@ const SECTIONS: u64 = 40;
 const SECTION_COUNTS: u64 = 58;
 /// `p_filesz` in a program header.
 const FILE_SIZE: u64 = 32;
-const BLOCK: u64 = 64 << 10;
 
 /// Rewrites `file`, an ELF kernel that [`elf::parse`] accepts, as `image` shows it.
 pub fn compact(file: &File, image: &elf::Image) -> io::Result<()> {
@@ -34,22 +34,22 @@ pub fn compact(file: &File, image: &elf::Image) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of the segment up to its last page that is not all zeros.
+/// Bytes of the segment up to its last page that is not all zeros. Whole pages can be mapped; a part of one would
+/// have to be copied.
 fn used(file: &File, segment: &elf::Segment) -> io::Result<u64> {
-    let mut buffer = vec![0; BLOCK as usize];
+    let mut buffer = [0; PAGE as usize];
     let mut end = segment.file_len;
     while end > 0 {
-        let start = (end - 1) / BLOCK * BLOCK;
-        let block = buffer.get_mut(..(end - start) as usize).unwrap_or_default();
-        file.read_exact_at(block, segment.offset + start)?;
-        if let Some(last) = block.iter().rposition(|b| *b != 0) {
-            // Whole pages can be mapped; a part of one would have to be copied.
-            let used = (segment.offset + start + last as u64 + 1).next_multiple_of(PAGE) - segment.offset;
-            return Ok(used.min(segment.file_len));
+        let start = (segment.offset + end - 1) / PAGE * PAGE;
+        let start = start.max(segment.offset) - segment.offset;
+        let page = buffer.get_mut(..(end - start) as usize).unwrap_or_default();
+        file.read_exact_at(page, segment.offset + start)?;
+        if Some(&*page) != ZERO_PAGE.get(..page.len()) {
+            break;
         }
         end = start;
     }
-    Ok(0)
+    Ok(end)
 }
 
 #[cfg(test)]

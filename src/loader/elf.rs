@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::bytes::{u16_at, u32_at, u64_at};
+use super::bytes::{ZERO_PAGE, u16_at, u32_at, u64_at};
 use crate::board::layout;
-use crate::mem::{self, PAGE, Ram};
+use crate::mem::{self, Ram};
 
 /// The first bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
@@ -249,10 +249,9 @@ fn no_ram(segment: &Segment, image: &Image, ram: &Ram) -> Error {
 }
 
 fn zero(ram: &Ram, mut at: u64, end: u64) -> Result<(), mem::Error> {
-    static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
     while at < end {
-        let n = (end - at).min(ZEROS.len() as u64);
-        ram.write(at, ZEROS.get(..n as usize).unwrap_or(&ZEROS))?;
+        let n = (end - at).min(ZERO_PAGE.len() as u64);
+        ram.write(at, ZERO_PAGE.get(..n as usize).unwrap_or(&ZERO_PAGE))?;
         at += n;
     }
     Ok(())

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 
+use super::bytes::ZERO_PAGE;
+
 /// Kernels' dictionaries are 32 to 128 MiB; a file that asks for more is refused.
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// Blocks of LZ4's legacy format unpack to at most this size.
@@ -14,7 +16,7 @@ const LZ4_BLOCK: usize = 8 << 20;
 const LZ4_BLOCK_PACKED: u32 = (LZ4_BLOCK + LZ4_BLOCK / 255 + 16) as u32;
 const LZ4_MAGIC: u32 = 0x184c_2102;
 /// Holes are left where this many zeros would be.
-const BLOCK: usize = 4096;
+const BLOCK: usize = ZERO_PAGE.len();
 
 /// How a payload is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -193,7 +195,7 @@ impl<'a> Sparse<'a> {
     }
 
     fn write_out(&mut self) -> io::Result<()> {
-        let zero = |block: &[u8]| block.iter().all(|b| *b == 0);
+        let zero = |block: &[u8]| Some(block) == ZERO_PAGE.get(..block.len());
         let blocks: Vec<&[u8]> = self.buffer.chunks(BLOCK).collect();
         let mut at = self.at;
         for run in blocks.chunk_by(|a, b| zero(a) == zero(b)) {
