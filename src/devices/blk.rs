@@ -152,11 +152,23 @@ impl Shared {
     }
 }
 
+/// How requests are done; measured in docs/disks.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// One by one, on a loop of the disk's own.
+    Sync,
+    /// Reads and flushes through io_uring, where those that must wait for a disk overlap; writes, which go to the
+    /// host's page cache, one by one. On a loop of the disk's own, since a write may still have to wait.
+    Mixed,
+    /// All through io_uring.
+    Ring,
+}
+
 /// A disk as its transport sees it.
 struct Blk {
     shared: Arc<Shared>,
     info: Info,
-    io_uring: bool,
+    way: Way,
 }
 
 /// Byte offsets in the configuration (section 5.2.4).
@@ -180,11 +192,11 @@ mod field {
 impl Blk {
     fn open(spec: &DiskSpec) -> Result<Self, AttachError> {
         let disk = block::open(&spec.image).map_err(|e| AttachError(e.to_string()))?;
-        let io_uring = choose_io_uring(spec, &*disk)?;
-        Ok(Self::over(disk, spec, io_uring))
+        let way = choose_way(spec, &*disk)?;
+        Ok(Self::over(disk, spec, way))
     }
 
-    fn over(disk: Box<dyn Disk>, spec: &DiskSpec, io_uring: bool) -> Self {
+    fn over(disk: Box<dyn Disk>, spec: &DiskSpec, way: Way) -> Self {
         let readonly = spec.image.readonly;
         let mut features = (1 << VIRTIO_BLK_F_SEG_MAX) | (1 << VIRTIO_BLK_F_BLK_SIZE) | (1 << VIRTIO_BLK_F_TOPOLOGY);
         features |= match readonly {
@@ -213,36 +225,31 @@ impl Blk {
             id: VIRTIO_ID_BLOCK as u16,
             features,
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
-            blocking: !io_uring,
+            blocking: way != Way::Ring,
         };
-        Self { shared: Arc::new(shared), info, io_uring }
+        Self { shared: Arc::new(shared), info, way }
     }
 }
 
-/// Whether requests go through io_uring.
-fn choose_io_uring(spec: &DiskSpec, disk: &dyn Disk) -> Result<bool, AttachError> {
-    // Measured (docs/disks.md): one request at a time costs less without, and a guest that reads from the host's
-    // page cache has nothing to wait for. Past the cache, requests take long enough to be worth overlapping.
-    let wanted = match spec.aio {
-        Aio::Sync => false,
-        Aio::IoUring => true,
-        Aio::Auto => spec.image.direct,
-    };
-    let possible = disk.plain_file(0, &[], false).is_some();
-    if spec.aio == Aio::IoUring && !possible {
-        return Err(AttachError(format!(
-            "{}: aio=io_uring is for raw images without snapshot only; leave aio out",
-            spec.image.path.display()
-        )));
-    }
-    if !wanted || !possible {
-        return Ok(false);
+/// How requests to `disk` are to be done.
+fn choose_way(spec: &DiskSpec, disk: &dyn Disk) -> Result<Way, AttachError> {
+    let path = spec.image.path.display();
+    let plain = disk.plain_file(0, &[], false).is_some();
+    match spec.aio {
+        Aio::Sync => return Ok(Way::Sync),
+        Aio::Auto if !plain => return Ok(Way::Sync),
+        Aio::Auto if !spec.image.direct => return Ok(Way::Mixed),
+        Aio::IoUring if !plain => {
+            let reason = "aio=io_uring is for raw images without snapshot only; leave aio out";
+            return Err(AttachError(format!("{path}: {reason}")));
+        }
+        Aio::Auto | Aio::IoUring => {}
     }
     match FileRing::probe() {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Way::Ring),
         Err(e) => {
-            tracing::info!("{}: the host refuses io_uring ({e}): using aio=sync", spec.image.path.display());
-            Ok(false)
+            tracing::info!("{path}: the host refuses io_uring ({e}): using aio=sync");
+            Ok(Way::Sync)
         }
     }
 }
@@ -299,7 +306,7 @@ impl VirtioDevice for Blk {
         if !self.shared.readonly && features & (1 << VIRTIO_BLK_F_FLUSH) == 0 {
             self.shared.writethrough.store(true, Ordering::Release);
         }
-        let handler = handler::Requests::new(self.shared.clone(), self.io_uring);
+        let handler = handler::Requests::new(self.shared.clone(), self.way);
         let path: &Path = &self.shared.path;
         Ok(Box::new(handler.map_err(|e| ActivateError(format!("{}: {e}", path.display())))?))
     }

@@ -477,6 +477,10 @@ impl Kit {
         let before = self.interrupts(index);
         let head = self.add(index, &parts);
         self.notify(index);
+        if matches!(self.active, Some(Active::OnLoop { .. })) {
+            // Taking the buffer first could tell the device, before it looks, that no interrupt is needed.
+            self.wait_interrupts(index, before + 1);
+        }
         let used = self.wait_used(index);
         assert_eq!(used.head, head, "another request came back");
         self.wait_interrupts(index, before + 1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::{self, Request, Status};
-use super::{Shared, field};
+use super::{Shared, Way, field};
 use crate::block::{Disk, SECTOR, total};
 use crate::host::alarm::Alarm;
 use crate::mem::file_ring::FileRing;
@@ -28,6 +28,7 @@ const RING: u32 = 1;
 pub(super) struct Requests {
     shared: Arc<Shared>,
     size_check: Option<Alarm>,
+    way: Way,
     ring: Option<Ring>,
 }
 
@@ -48,10 +49,10 @@ struct Ring {
 
 impl Requests {
     /// A handler for the disk of `shared`.
-    pub(super) fn new(shared: Arc<Shared>, io_uring: bool) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, way: Way) -> io::Result<Self> {
         let disk = shared.disk();
         let size_check = if disk.size_may_change() { Some(Alarm::new()?) } else { None };
-        let file = disk.plain_file(0, &[], false).filter(|_| io_uring);
+        let file = disk.plain_file(0, &[], false).filter(|_| way != Way::Sync);
         let ring = file.map(|file| file.try_clone().and_then(|file| FileRing::new(file, RING_ENTRIES)));
         let ring = match ring.transpose() {
             Ok(ring) => ring.map(|ring| Ring { ring, flying: Vec::new(), free: Vec::new() }),
@@ -61,7 +62,7 @@ impl Requests {
             }
         };
         drop(disk);
-        Ok(Self { shared, size_check, ring })
+        Ok(Self { shared, size_check, way, ring })
     }
 
     /// Serves one request, or sends it on its way.
@@ -70,19 +71,44 @@ impl Requests {
         let status = match request::parse(&mut chain, &self.shared, disk.size()) {
             Err(status) => status,
             Ok(request) => {
-                if let Some(ring) = &mut self.ring {
-                    if ring.can_take(request, &chain, disk, &self.shared) {
+                let can_fly = self.can_fly(request, &chain, disk);
+                match &mut self.ring {
+                    Some(ring) if can_fly => {
                         ring.make_room(disk, &self.shared, queues)?;
                         return ring.start(index, request, chain);
                     }
-                    // What goes another way must neither overtake nor be overtaken.
-                    ring.drain(disk, &self.shared, queues)?;
+                    _ => {
+                        self.settle(request, disk, queues)?;
+                        request::serve(request, &mut chain, disk, &self.shared)
+                    }
                 }
-                request::serve(request, &mut chain, disk, &self.shared)
             }
         };
         let used = request::finish(&mut chain, status);
         queues.queue(index).push(chain, used)
+    }
+
+    /// Whether `request` can go through the ring.
+    fn can_fly(&self, request: Request, chain: &Chain, disk: &dyn Disk) -> bool {
+        match request {
+            Request::Read(at) => disk.plain_file(at, chain.writable(), false).is_some(),
+            Request::Write(at) => {
+                let through = self.way == Way::Ring && !self.shared.is_writethrough();
+                through && disk.plain_file(at, chain.readable(), true).is_some()
+            }
+            Request::Flush => !self.shared.readonly,
+            Request::Id | Request::Discard | Request::WriteZeroes => false,
+        }
+    }
+
+    /// Before a request that does not go through the ring: waits for those that do. A misaligned write past the page
+    /// cache reads and rewrites its neighbours, which must not change meanwhile.
+    fn settle(&mut self, request: Request, disk: &mut dyn Disk, queues: &mut Queues) -> Result<(), Broken> {
+        let independent = matches!(request, Request::Write(_) | Request::Id) && self.way == Way::Mixed;
+        match &mut self.ring {
+            Some(ring) if !independent => ring.drain(disk, &self.shared, queues),
+            _ => Ok(()),
+        }
     }
 
     /// Tells the driver if the image was made longer or shorter.
@@ -152,16 +178,6 @@ fn ring_failed(e: io::Error) -> Broken {
 }
 
 impl Ring {
-    /// Whether `request` can go through the ring.
-    fn can_take(&self, request: Request, chain: &Chain, disk: &dyn Disk, shared: &Shared) -> bool {
-        match request {
-            Request::Read(at) => disk.plain_file(at, chain.writable(), false).is_some(),
-            Request::Write(at) => !shared.is_writethrough() && disk.plain_file(at, chain.readable(), true).is_some(),
-            Request::Flush => !shared.readonly,
-            Request::Id | Request::Discard | Request::WriteZeroes => false,
-        }
-    }
-
     /// Sends a request to the kernel; [`Ring::submit`] makes it go.
     fn start(&mut self, queue: usize, request: Request, chain: Chain) -> Result<(), Broken> {
         let slot = self.free.pop().unwrap_or(self.flying.len());

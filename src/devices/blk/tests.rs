@@ -87,6 +87,7 @@ fn ways(folder: &Path) -> Vec<(String, bool)> {
     let mut ways = vec![
         (format!("{path},aio=sync"), true),
         (format!("{path},aio=io_uring"), true),
+        (path.clone(), true),
         (format!("{path},snapshot"), false),
         (format!("{path},aio=sync,queues=3,queue-size=16"), true),
     ];
@@ -205,7 +206,7 @@ fn a_request_without_room_for_its_status_stops_the_device_until_reset() {
 fn read_only_disks_refuse_changes() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
-    for aio in ["sync", "io_uring"] {
+    for aio in ["sync", "io_uring", "auto"] {
         let mut kit = kit(&format!("{path},readonly,aio={aio}"));
         let bits = features(&kit);
         assert!(bits & (1 << VIRTIO_BLK_F_RO) != 0 && bits & FLUSH_BIT == 0);
@@ -226,7 +227,7 @@ fn read_only_disks_refuse_changes() {
 fn a_reset_may_come_at_any_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
-    for aio in ["sync", "io_uring"] {
+    for aio in ["sync", "io_uring", "auto"] {
         let mut kit = kit(&format!("{path},aio={aio}"));
         let bits = features(&kit);
         for round in 0..20 {
@@ -262,7 +263,7 @@ fn a_reset_may_come_at_any_time() {
 fn many_requests_in_flight_all_come_back_right() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
-    for aio in ["sync", "io_uring"] {
+    for aio in ["sync", "io_uring", "auto"] {
         std::fs::write(&path, pattern(SIZE, 1)).unwrap();
         let mut kit = kit(&format!("{path},aio={aio},queues=2"));
         kit.activate_on_loop(features(&kit));
@@ -293,7 +294,7 @@ fn many_requests_in_flight_all_come_back_right() {
 fn a_guest_learns_of_a_new_size_and_survives_a_file_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
-    for aio in ["sync", "io_uring"] {
+    for aio in ["sync", "io_uring", "auto"] {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(SIZE as u64).unwrap();
         let mut kit = kit(&format!("{path},aio={aio}"));
@@ -322,7 +323,7 @@ fn a_guest_learns_of_a_new_size_and_survives_a_file_cut_off() {
 fn a_file_that_cannot_grow_means_errors_for_the_guest_only() {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
     use std::os::fd::AsRawFd;
-    for aio in ["sync", "io_uring"] {
+    for aio in ["sync", "io_uring", "auto"] {
         let file = std::fs::File::from(memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap());
         file.write_all_at(&pattern(SIZE, 1), 0).unwrap();
         let mut kit = kit(&format!("/proc/self/fd/{},aio={aio}", file.as_raw_fd()));
@@ -374,7 +375,7 @@ impl Disk for Counting {
 #[test]
 fn writes_are_permanent_at_once_unless_the_driver_can_flush() {
     let disk = Counting::default();
-    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), false);
+    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync);
     let mut kit = Kit::new(Box::new(blk));
     let all = features(&kit);
     let flushes = || disk.flushes.swap(0, Ordering::Relaxed);
@@ -398,7 +399,7 @@ fn writes_are_permanent_at_once_unless_the_driver_can_flush() {
 #[test]
 fn a_megabyte_in_pages_is_one_call_to_the_disk() {
     let disk = Counting::default();
-    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), false);
+    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync);
     let mut kit = Kit::new(Box::new(blk));
     kit.activate(features(&kit));
     let head = header(IN, 0);
@@ -415,7 +416,7 @@ fn a_megabyte_in_pages_is_one_call_to_the_disk() {
 
 #[test]
 fn the_configuration_says_what_the_disk_can_do() {
-    let blk = Blk::over(Box::new(Counting::default()), &spec("x,queues=2,queue-size=128").unwrap(), false);
+    let blk = Blk::over(Box::new(Counting::default()), &spec("x,queues=2,queue-size=128").unwrap(), Way::Sync);
     let mut bytes = [0; field::END];
     blk.config().read(0, &mut bytes);
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -472,11 +473,10 @@ proptest! {
         table in prop::collection::vec((0u64..40, 0u32..0x3000, 0u16..8, 0u16..8), 1..8),
         kind in prop_oneof![Just(IN), Just(OUT), Just(FLUSH), Just(GET_ID), Just(DISCARD), Just(ZEROES), any::<u32>()],
         sector in prop_oneof![0u64..9000, any::<u64>()],
-        uring in any::<bool>(),
+        aio in prop_oneof![Just("sync"), Just("io_uring"), Just("auto")],
     ) {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(SIZE as u64).unwrap();
-        let aio = if uring { "io_uring" } else { "sync" };
         let mut kit = kit(&format!("{},queue-size=8,aio={aio}", file.path().display()));
         kit.activate(features(&kit));
         kit.ram.write(0x10_0000, &header(kind, sector)).unwrap();
