@@ -11,6 +11,7 @@
 //! | [`firmware`] | ACPI tables, power registers |
 //! | [`virtio`], [`pci`] | queues, transports, driver-side test kit; configuration space, MSI-X |
 //! | [`block`] | disk images: raw, qcow2, snapshots, locks |
+//! | [`net`] | networks: tap interfaces |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
@@ -30,6 +31,7 @@ pub mod irq;
 pub mod loader;
 pub mod machine;
 pub mod mem;
+pub mod net;
 pub mod pci;
 pub mod spec;
 pub mod virtio;

@@ -9,6 +9,7 @@ pub mod console_output;
 pub mod exit_port;
 pub mod guest_event;
 pub mod keyboard_reset;
+pub mod net;
 pub mod options;
 pub mod port;
 pub mod pvpanic;
@@ -23,7 +24,7 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &console::Kind, &blk::Kind, &rng::Kind, &port::Kind];
+pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &port::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).

@@ -86,6 +86,35 @@ pub fn as_iovecs(bufs: &[IoBuf]) -> (*const libc::iovec, u32) {
     (bufs.as_ptr().cast(), bufs.len().min(MAX_BUFS) as u32)
 }
 
+/// A list of buffers put together from several lists, for one system call. Keeps its memory for the next one.
+#[derive(Debug, Default)]
+pub struct Scatter(Vec<IoBuf>);
+
+impl Scatter {
+    /// Calls `work` with the buffers of `lists` one after the other (at most [`MAX_BUFS`] in all), then `tail`, which
+    /// is memory of the program's own.
+    pub fn with<'a, R>(
+        &mut self,
+        lists: impl Iterator<Item = &'a [IoBuf]>,
+        tail: &mut [u8],
+        work: impl FnOnce(&[IoBuf]) -> R,
+    ) -> R {
+        let last = usize::from(!tail.is_empty());
+        for buf in lists.flatten().take(MAX_BUFS - last) {
+            // SAFETY: the same range, whose lender stays borrowed for this call; the list is empty at its end.
+            self.0.push(unsafe { IoBuf::new(buf.0.iov_base.cast(), buf.0.iov_len) });
+        }
+        if last > 0 {
+            // SAFETY: `tail` is mapped and borrowed exclusively for this call, and nobody here uses the reference
+            // while `work` runs; the list is empty at the end.
+            self.0.push(unsafe { IoBuf::new(tail.as_mut_ptr(), tail.len()) });
+        }
+        let result = work(&self.0);
+        self.0.clear();
+        result
+    }
+}
+
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -106,6 +135,17 @@ pub fn write(fd: impl AsFd, bufs: &[IoBuf]) -> io::Result<usize> {
     let (list, count) = as_iovecs(bufs);
     // SAFETY: IoBuf is a transparent iovec and each range is mapped while `bufs` is borrowed.
     check(unsafe { libc::writev(fd.as_fd().as_raw_fd(), list, count as libc::c_int) })
+}
+
+/// One `sendmsg` to a socket, without waiting and without SIGPIPE: returns how many bytes went.
+pub fn send(socket: impl AsFd, bufs: &[IoBuf]) -> io::Result<usize> {
+    let (list, count) = as_iovecs(bufs);
+    // SAFETY: an all-zero msghdr is a valid one without address, buffers and control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (list.cast_mut(), count as usize);
+    // SAFETY: IoBuf is a transparent iovec and each range is mapped while `bufs` is borrowed; the kernel only reads
+    // the list and the ranges.
+    check(unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
 }
 
 /// One `preadv` at `offset` bytes into a file.
@@ -201,6 +241,45 @@ mod tests {
         let short = read_exact_at(&file, 8192, back.list()).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
         assert!(read_at(&file, u64::MAX, back.list()).is_err());
+    }
+
+    #[test]
+    fn scattered_lists_are_one_and_end_with_the_tail() {
+        let ram = Ram::new(&[(0, 1 << 16)], Backing::Anonymous).unwrap();
+        let (mut a, mut b) = (Buffers::new(ram.clone()), Buffers::new(ram.clone()));
+        a.push(0, 10).unwrap();
+        for piece in 0..MAX_BUFS as u64 {
+            b.push(100 + piece * 2, 1).unwrap();
+        }
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &(0..200).collect::<Vec<u8>>(), 0).unwrap();
+        let mut tail = [0; 4];
+        let mut scatter = Scatter::default();
+        let lists = [a.list(), &b.list()[..20]];
+        let count = scatter.with(lists.into_iter(), &mut tail, |bufs| read_at(&file, 0, bufs).unwrap());
+        assert_eq!((count, tail), (34, [30, 31, 32, 33]));
+        let mut seen = [0; 3];
+        ram.read(100, &mut seen).unwrap();
+        assert_eq!(seen, [10, 0, 11]);
+        let lists = [a.list(), b.list()];
+        assert_eq!(scatter.with(lists.into_iter(), &mut tail, <[IoBuf]>::len), MAX_BUFS);
+        assert_eq!(scatter.with(std::iter::empty(), &mut [], <[IoBuf]>::len), 0);
+    }
+
+    #[test]
+    fn sending_to_a_closed_socket_is_an_error_and_no_signal() {
+        let ram = Ram::new(&[(0, 1 << 16)], Backing::Anonymous).unwrap();
+        let mut bufs = Buffers::new(ram.clone());
+        bufs.push(0, 3).unwrap();
+        bufs.push(8, 2).unwrap();
+        ram.write(0, b"abc-----de").unwrap();
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(send(&ours, bufs.list()).unwrap(), 5);
+        let mut seen = [0; 5];
+        io::Read::read_exact(&mut theirs, &mut seen).unwrap();
+        assert_eq!(&seen, b"abcde");
+        drop(theirs);
+        assert_eq!(send(&ours, bufs.list()).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

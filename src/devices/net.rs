@@ -1,0 +1,224 @@
+//! A network card (virtio 1.3, section 5.1), connected to a tap interface of the host.
+//!
+//! Packets go straight between guest RAM and the tap, one system call each, with checksums and segmentation left to
+//! whichever side has hardware for it. `Net` answers the transport on vCPU threads; the data path (`handler`) runs
+//! on the event loop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::net::Backend;
+use crate::net::mac::Mac;
+use crate::net::tap::{self, Tap};
+use crate::virtio::config::ConfigSpace;
+use crate::virtio::{ActivateError, Handler, Info, VirtioDevice};
+
+mod control;
+mod handler;
+mod receive;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+/// Packets that may wait in each direction; what drivers are used to.
+const QUEUE_SIZE: u16 = 256;
+/// Commands that may wait. Linux waits for each.
+const CONTROL_SIZE: u16 = 16;
+/// Most pairs of queues: more than CPUs of most guests, and each is a descriptor of ours.
+const MAX_PAIRS: usize = 16;
+/// Least MTU that a device may name (section 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// How long a packet waits for buffers that the guest has had and may give back. Linux does so within a few
+/// milliseconds; a guest that never does would otherwise receive nothing any more.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Features by which the guest takes packets that are not finished (section 5.1.3): commands change them as well.
+const GUEST_OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN;
+/// The same in the other direction.
+const HOST_OFFLOADS: u64 =
+    1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_HOST_TSO6 | 1 << VIRTIO_NET_F_HOST_ECN;
+
+/// Bytes of the configuration (section 5.1.4): MAC, status, pairs of queues, MTU.
+const CONFIG_LEN: usize = 12;
+const CONFIG_MAC: usize = 0;
+const CONFIG_STATUS: usize = 6;
+const CONFIG_PAIRS: usize = 8;
+const CONFIG_MTU: usize = 10;
+
+/// `--net`.
+#[derive(Debug)]
+pub struct Kind;
+
+const KEYS: &[Key] = &[
+    Key { name: "tap", value: "NAME", about: "tap interface of the host that the card is connected to" },
+    Key { name: "mac", value: "MAC", about: "address of the card (random)" },
+    Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
+    Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },
+    Key { name: "offload", value: "on|off", about: "leave checksums and segmentation to the receiver (on)" },
+];
+
+impl DeviceKind for Kind {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn about(&self) -> &'static str {
+        "Network card"
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        KEYS
+    }
+
+    fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
+        let tap = options.required("tap")?.to_string();
+        tap::check_name(&tap).map_err(|reason| options.error(format!("tap={reason}")))?;
+        let mac = match options.text("mac") {
+            None => None,
+            Some(text) => Some(text.parse::<Mac>().map_err(|()| {
+                options.error(format!("mac={text}: give an address of one card, such as 52:54:00:12:34:56"))
+            })?),
+        };
+        let mtu = match options.text("mtu") {
+            None => None,
+            Some(_) => Some(options.number("mtu", 0, MIN_MTU..=u16::MAX)?),
+        };
+        let queues = options.number("queues", 1, 1..=MAX_PAIRS)?;
+        Ok(Box::new(NetSpec { tap, mac, mtu, queues, offload: options.switch("offload", true)? }))
+    }
+}
+
+#[derive(Debug)]
+struct NetSpec {
+    tap: String,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    queues: usize,
+    offload: bool,
+}
+
+impl Spec for NetSpec {
+    fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
+        let fail = |e: String| AttachError(format!("--net {}: {e}", self.tap));
+        let tap = Tap::open(&self.tap, self.queues).map_err(|e| fail(e.to_string()))?;
+        if !tap.up {
+            tracing::warn!("tap {0} is down, so the guest has no network; switch it on: ip link set {0} up", self.tap);
+        }
+        let mac = match self.mac {
+            Some(mac) => mac,
+            None => Mac::random().map_err(|e| fail(format!("cannot make a random address: {e}")))?,
+        };
+        let mtu = self.mtu.or(u16::try_from(tap.mtu).ok()).filter(|&mtu| mtu >= MIN_MTU);
+        builder.virtio("net", Box::new(Net::new(tap.queues, mac, mtu, self.offload)));
+        Ok(())
+    }
+}
+
+/// What became of packets. Only grows.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets that the guest received.
+    pub received: AtomicU64,
+    /// Packets for the guest that were dropped: too long for its buffers.
+    pub receive_dropped: AtomicU64,
+    /// Packets that the guest sent.
+    pub sent: AtomicU64,
+    /// Packets of the guest that were dropped: not valid, or refused by the host.
+    pub send_dropped: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+struct Net {
+    backends: Vec<Arc<dyn Backend>>,
+    mac: Mac,
+    mtu: Option<u16>,
+    features: u64,
+    config: ConfigSpace,
+    counters: Arc<Counters>,
+    patience: Duration,
+}
+
+impl Net {
+    /// A card with one pair of queues for each of `backends` (at least one).
+    fn new(backends: Vec<Arc<dyn Backend>>, mac: Mac, mtu: Option<u16>, offload: bool) -> Self {
+        let bits = [
+            (VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, offload),
+            (VIRTIO_NET_F_MTU, mtu.is_some()),
+            (VIRTIO_NET_F_MAC, true),
+            (VIRTIO_NET_F_MRG_RXBUF, true),
+            (VIRTIO_NET_F_STATUS, true),
+            (VIRTIO_NET_F_CTRL_VQ, true),
+            (VIRTIO_NET_F_CTRL_RX, true),
+            (VIRTIO_NET_F_CTRL_MAC_ADDR, true),
+            (VIRTIO_NET_F_MQ, backends.len() > 1),
+        ];
+        let offloads = if offload { GUEST_OFFLOADS | HOST_OFFLOADS } else { 0 };
+        let features = bits.iter().filter(|(_, on)| *on).fold(offloads, |all, (bit, _)| all | 1 << bit);
+        let config = ConfigSpace::new(CONFIG_LEN);
+        config.set(CONFIG_MAC, &mac.bytes());
+        config.set(CONFIG_STATUS, &(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config.set(CONFIG_PAIRS, &u16::try_from(backends.len()).unwrap_or(u16::MAX).to_le_bytes());
+        config.set(CONFIG_MTU, &mtu.unwrap_or(0).to_le_bytes());
+        Self { backends, mac, mtu, features, config, counters: Arc::default(), patience: PATIENCE }
+    }
+
+    /// Makes the backends forget what an earlier driver wished.
+    fn prepare(&self, features: u64) -> std::io::Result<()> {
+        for (pair, backend) in self.backends.iter().enumerate() {
+            backend.set_enabled(pair == 0)?;
+        }
+        if let Some(first) = self.backends.first() {
+            first.set_offload(features & GUEST_OFFLOADS)?;
+        }
+        self.backends.iter().for_each(|backend| backend.drain());
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Net {
+    fn info(&self) -> Info {
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * self.backends.len()];
+        queue_sizes.push(CONTROL_SIZE);
+        Info { id: VIRTIO_ID_NET as u16, features: self.features, queue_sizes, blocking: false }
+    }
+
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    fn activate(&mut self, features: u64) -> Result<Box<dyn Handler>, ActivateError> {
+        self.prepare(features).map_err(|e| ActivateError(format!("the tap interface cannot be set up: {e}")))?;
+        let mtu = self.mtu.filter(|_| features & 1 << VIRTIO_NET_F_MTU != 0);
+        let setup = handler::Setup {
+            backends: self.backends.clone(),
+            features,
+            mtu,
+            config: self.config.clone(),
+            counters: self.counters.clone(),
+            patience: self.patience,
+        };
+        Ok(Box::new(handler::NetHandler::new(setup)))
+    }
+
+    fn reset(&mut self) {
+        self.config.set(CONFIG_MAC, &self.mac.bytes());
+        tracing::debug!("network card reset; packets so far: {:?}", self.counters);
+    }
+}
