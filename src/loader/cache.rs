@@ -400,6 +400,33 @@ mod tests {
         data
     }
 
+    /// A file that has been there for long.
+    fn settled() -> File {
+        File::open("/bin/sh").unwrap()
+    }
+
+    #[test]
+    fn many_at_once_do_the_work_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let cache = Cache::open(&Policy::At(dir.path().to_owned())).unwrap();
+                    let source = settled();
+                    let key = cache.key(&source).unwrap();
+                    let make = |mut file: &File| {
+                        made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(50));
+                        file.write_all(b"unpacked")
+                    };
+                    assert_eq!(content(cache.insert::<io::Error>(&key, &source, make).unwrap()), b"unpacked");
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
+
     #[test]
     fn a_file_that_has_just_changed_is_not_kept_and_later_it_is() {
         let s = Setup::new();
@@ -407,11 +434,12 @@ mod tests {
         let fill = |mut file: &File| file.write_all(b"unpacked");
         assert_eq!(content(s.cache.insert::<io::Error>(&key, &s.source, fill).unwrap()), b"unpacked");
         assert!(s.cache.find(&key).is_none());
-        std::thread::sleep(SETTLED + Duration::from_millis(1100));
-        assert_eq!(content(s.cache.insert::<io::Error>(&key, &s.source, fill).unwrap()), b"unpacked");
+        let source = settled();
+        let key = s.cache.key(&source).unwrap();
+        assert_eq!(content(s.cache.insert::<io::Error>(&key, &source, fill).unwrap()), b"unpacked");
         assert_eq!(content(s.cache.find(&key).unwrap()), b"unpacked");
         let never = |_: &File| -> io::Result<()> { panic!("made twice") };
-        assert_eq!(content(s.cache.insert(&key, &s.source, never).unwrap()), b"unpacked");
+        assert_eq!(content(s.cache.insert(&key, &source, never).unwrap()), b"unpacked");
         assert_eq!(std::fs::metadata(s.path(&key.name)).unwrap().permissions().mode() & 0o777, 0o400);
         assert_eq!(std::fs::read_dir(s.path("")).unwrap().count(), 2, "nothing is left behind");
     }
