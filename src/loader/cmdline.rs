@@ -22,10 +22,8 @@ pub enum Error {
 pub struct Machine<'a> {
     /// Words that devices ask for, such as `console=ttyS0`.
     pub device_words: &'a [String],
-    /// Number of UARTs; 0 leaves the kernel's own choice alone.
+    /// Number of UARTs.
     pub uarts: u32,
-    /// The machine has no PCI configuration ports 0xcf8 and 0xcfc.
-    pub no_pci_ports: bool,
     /// The kernel is what is under test: only words that leave its behaviour alone.
     pub kernel_under_test: bool,
 }
@@ -45,14 +43,8 @@ pub fn default_words(machine: &Machine<'_>) -> Vec<String> {
     add("no_timer_check");
     // Seed the random number generator from RDRAND, so that nothing waits for entropy.
     add("random.trust_cpu=on");
-    if machine.uarts > 0 {
-        // Ports that do not exist are not probed.
-        add(&format!("8250.nr_uarts={}", machine.uarts));
-    }
-    if machine.no_pci_ports {
-        // No scan by ports 0xcf8/0xcfc for chipsets that need early workarounds.
-        add("pci=noearly");
-    }
+    // Ports that do not exist are not probed.
+    add(&format!("8250.nr_uarts={}", machine.uarts));
     if !machine.kernel_under_test {
         // Self-tests of ciphers: over 10^9 instructions. Grace periods: milliseconds each during start-up.
         add("cryptomgr.notests=1");
@@ -111,16 +103,17 @@ mod tests {
     #[test]
     fn words_follow_the_machine() {
         let devices = strings(&["console=ttyS0", "8250.nr_uarts=1"]);
-        let machine = Machine { device_words: &devices, uarts: 1, no_pci_ports: true, kernel_under_test: false };
+        let machine = Machine { device_words: &devices, uarts: 1, kernel_under_test: false };
         let words = default_words(&machine);
         assert_eq!(words[0], "console=ttyS0");
-        for word in ["panic=-1", "8250.nr_uarts=1", "pci=noearly", "cryptomgr.notests=1"] {
+        for word in ["panic=-1", "8250.nr_uarts=1", "cryptomgr.notests=1"] {
             assert!(words.iter().any(|w| w == word), "{word}");
         }
         assert_eq!(words.iter().filter(|w| w.starts_with("8250")).count(), 1);
         let test = Machine { kernel_under_test: true, ..Machine::default() };
         let words = default_words(&test).join(" ");
-        assert!(!words.contains("cryptomgr") && !words.contains("expedited") && !words.contains("8250"));
+        assert!(!words.contains("cryptomgr") && !words.contains("expedited"));
+        assert!(words.contains("8250.nr_uarts=0"));
     }
 
     #[test]

@@ -53,7 +53,6 @@ fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String,
     let machine = cmdline::Machine {
         device_words: &device_words,
         uarts: u32::from(spec.has("serial")),
-        no_pci_ports: true,
         kernel_under_test: false,
     };
     let defaults = cmdline::default_words(&machine);
