@@ -110,8 +110,7 @@ fn isa(index: usize, device: &IsaDevice, out: &mut Vec<u8>) {
     let hid: Box<dyn Aml> =
         if is_eisa_id(device.hid) { Box::new(EISAName::new(device.hid)) } else { Box::new(device.hid) };
     let crs = ResourceTemplate::new(resources);
-    let children: Vec<&dyn Aml> = vec![&*hid];
-    let names = [name("_HID", children[0]), name("_UID", &index), name("_CRS", &crs)];
+    let names = [name("_HID", &*hid), name("_UID", &index), name("_CRS", &crs)];
     Device::new(numbered('I', index), names.iter().map(|n| n as &dyn Aml).collect()).to_aml_bytes(out);
 }
 
