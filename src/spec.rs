@@ -229,16 +229,22 @@ impl MachineSpec {
         Ok(())
     }
 
-    /// Whether there is a device of this kind.
-    pub fn has(&self, kind: &str) -> bool {
-        self.devices.0.get(kind).is_some_and(|list| !list.is_empty())
+    fn console_is_stdio(&self) -> bool {
+        let Some(consoles) = self.devices.0.get("console") else { return true };
+        consoles.iter().all(|table| table.get("to").is_none_or(|to| to == "stdio" || to == "off"))
     }
 
-    /// The devices, in the order of [`devices::KINDS`].
+    /// The devices, in the order of [`devices::KINDS`]. A machine whose console is this terminal has a serial port
+    /// there too, unless the specification says otherwise: it shows what comes before any other console works.
     pub fn devices(&self) -> Result<Vec<Box<dyn Spec>>, SpecError> {
         let mut specs = Vec::new();
+        let implied = [Table::new()];
         for kind in devices::KINDS {
-            let tables = self.devices.0.get(kind.name()).map_or(&[][..], Vec::as_slice);
+            let tables = match self.devices.0.get(kind.name()) {
+                Some(tables) => tables.as_slice(),
+                None if kind.name() == "serial" && self.console_is_stdio() => &implied[..],
+                None => &[],
+            };
             if tables.len() > 1 && !kind.repeatable() {
                 return Err(SpecError::NotRepeatable(kind.name().into()));
             }
@@ -268,5 +274,55 @@ impl MachineSpec {
             return Err(SpecError::Timeout);
         }
         self.devices().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Result<MachineSpec, String> {
+        MachineSpec::from_toml(text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn files_round_trip() {
+        let text = "kernel = \"/boot/vmlinuz\"\ninitrd = [\"a\", \"b\"]\ncpus = 2\nmemory = \"1G\"\n\n[serial]\nto = \"null\"\n";
+        let first = spec(text).unwrap();
+        assert_eq!((first.cpus, first.memory, first.initrd.len()), (2, Size(1 << 30), 2));
+        assert_eq!(spec(&first.to_toml().unwrap()).unwrap(), first);
+        assert_eq!(first.devices().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn flags_and_files_mean_the_same() {
+        let serial = devices::kind("serial").unwrap();
+        let mut flags = MachineSpec::default();
+        flags.add_device(serial, "file=/tmp/x").unwrap();
+        for text in ["[serial]\nto = \"file=/tmp/x\"", "[[serial]]\nto = \"file=/tmp/x\"", "serial = \"file=/tmp/x\""] {
+            assert_eq!(spec(text).unwrap(), flags, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        let say = |change: fn(&mut MachineSpec)| {
+            let mut spec = MachineSpec { kernel: Some("k".into()), ..MachineSpec::default() };
+            change(&mut spec);
+            spec.validate().unwrap_err().to_string()
+        };
+        assert!(say(|s| s.cpus = 0).starts_with("--cpus 0: give a number from 1 to"));
+        assert!(say(|s| s.memory = Size(1)).starts_with("--memory 1: give at least 32M"));
+        assert!(say(|s| s.kernel = None).starts_with("No kernel: give --kernel"));
+        assert!(say(|s| (s.append, s.cmdline) = (Some("a".into()), Some("b".into()))).contains("one of the two"));
+        assert!(spec("colour = 1").unwrap_err().contains("unknown key `colour`"));
+        assert!(spec("cpus = \"many\"").unwrap_err().contains("line 1"));
+        assert!(spec("memory = \"lots\"").unwrap_err().contains("`lots` is not a size"));
+    }
+
+    #[test]
+    fn a_terminal_shows_early_messages_unless_told_otherwise() {
+        assert_eq!(MachineSpec::default().devices().unwrap().len(), 1);
+        assert_eq!(spec("[serial]\nto = \"off\"").unwrap().devices().unwrap().len(), 1);
     }
 }

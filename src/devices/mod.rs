@@ -60,6 +60,19 @@ pub trait Spec: Debug + Send + Sync {
     fn kernel_words(&self) -> Vec<String> {
         Vec::new()
     }
+    /// For a device that can be the kernel's console but gives way to a better one.
+    fn plain_console(&self) -> Option<PlainConsole> {
+        None
+    }
+}
+
+/// Kernel command line words of a console that works from the first message on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainConsole {
+    /// When it is the only console.
+    pub main: &'static str,
+    /// When there is a better one later: it prints until that takes over, so that no message appears twice.
+    pub early: &'static str,
 }
 
 /// A device cannot be made. Says what was tried, why it failed and, where there is one, the remedy.

@@ -13,7 +13,7 @@ use vm_superio::{Serial, Trigger};
 use crate::bus::BusDevice;
 use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::ConsoleOutput;
-use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, PlainConsole, Spec};
 use crate::host::chardev::{TARGETS, Target};
 use crate::host::stream::{Claim, Listener, WhenFull};
 use crate::irq::IrqLine;
@@ -107,9 +107,8 @@ impl Spec for SerialSpec {
         Ok(())
     }
 
-    fn kernel_words(&self) -> Vec<String> {
-        // Without the word, a kernel looks for four ports at length.
-        self.target.iter().map(|_| "8250.nr_uarts=1".into()).collect()
+    fn plain_console(&self) -> Option<PlainConsole> {
+        self.target.as_ref().map(|_| PlainConsole { main: "console=ttyS0", early: "earlyprintk=ttyS0" })
     }
 }
 
@@ -401,7 +400,7 @@ mod tests {
         let spec = |text| Kind.parse(&mut Options::from_flag("serial", KEYS, text).unwrap());
         assert!(format!("{:?}", spec("").unwrap()).contains("Stdio"));
         assert!(format!("{:?}", spec("file=/tmp/x").unwrap()).contains("/tmp/x"));
-        assert!(spec("off").unwrap().kernel_words().is_empty());
+        assert_eq!(spec("off").unwrap().plain_console(), None);
         let wrong = spec("tty").unwrap_err().to_string();
         assert_eq!(wrong, "--serial: to=tty: say stdio|file=PATH|pty|socket=PATH|null or off");
     }

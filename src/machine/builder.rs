@@ -49,10 +49,13 @@ pub fn kernel_command_line(spec: &MachineSpec) -> Result<String, Error> {
 }
 
 fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String, Error> {
-    let device_words: Vec<_> = devices.iter().flat_map(|device| device.kernel_words()).collect();
+    let mut device_words: Vec<_> = devices.iter().flat_map(|device| device.kernel_words()).collect();
+    let better_console = device_words.iter().any(|word| word.starts_with("console="));
+    let plain: Vec<_> = devices.iter().filter_map(|device| device.plain_console()).collect();
+    device_words.extend(plain.iter().map(|c| if better_console { c.early } else { c.main }.to_string()));
     let machine = cmdline::Machine {
         device_words: &device_words,
-        uarts: u32::from(spec.has("serial")),
+        uarts: plain.len() as u32,
         kernel_under_test: false,
     };
     let defaults = cmdline::default_words(&machine);
