@@ -10,7 +10,7 @@ use crate::board::layout;
 use crate::bus::Bus;
 use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
-use crate::devices::{AttachError, Builder, Spec};
+use crate::devices::{self, AttachError, Builder, Spec};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
 use crate::firmware::power::{self, PowerPorts};
@@ -25,10 +25,12 @@ use crate::machine::placement::{Around, Placement};
 use crate::mem::{Backing, Ram};
 use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
 
-/// Pins 0 to 7: the ISA interrupts that are used (4: serial, 5: power button); then one for each virtio-mmio device.
-const ISA_PINS: u32 = 8;
+/// Pin 0 stays unused (kernels take interrupt 0 for none) and so does 2 (they keep it for the cascade of old PCs);
+/// 1 is the serial port, 3 the power button; then one for each
+/// virtio-mmio device.
+const FIRST_FREE_PIN: u32 = 4;
 /// The power button's interrupt.
-const POWER_GSI: u32 = 5;
+const POWER_GSI: u32 = 3;
 /// An I/O APIC has at most 240 (its version register says so in 8 bits, and index registers end at FFh).
 const MAX_PINS: u32 = 120;
 
@@ -67,11 +69,11 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let begin = clock::monotonic_nanos();
     spec.validate()?;
     let kernel = spec.kernel.clone().ok_or(SpecError::NoKernel)?;
-    let devices = spec.devices()?;
+    let wanted = spec.devices()?;
     let control = Control::new().map_err(|e| Error::Host("create an eventfd", e))?;
     let ram = Ram::new(&layout::ram_layout(spec.memory.0), Backing::Anonymous)?;
     let engine = engine(spec.engine)?;
-    let pins = pins(spec.transport, devices.len());
+    let pins = pins(spec.transport, wanted.len());
     let vm = engine.create_vm(&ram, &VmConfig { cpus: spec.cpus, ioapic_pins: pins })?;
     let bus = Arc::new(Bus::default());
     let ioapic = IoApic::new(pins, vm.msi())?;
@@ -93,12 +95,14 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         virtio: Vec::new(),
         ports: Vec::new(),
     };
-    for device in &devices {
+    for device in &wanted {
         device.attach(&mut builder)?;
     }
+    // Guests have the time from the PV clock; the real-time clock only answers those who ask without being told of it.
+    devices::place_fixed(&mut builder, false);
     let (virtio, ports) = (builder.virtio, builder.ports);
     let around =
-        Around { bus: &bus, vm: &vm, ram: &ram, events: &main_loop.handle(), lines: &lines, first_gsi: ISA_PINS };
+        Around { bus: &bus, vm: &vm, ram: &ram, events: &main_loop.handle(), lines: &lines, first_gsi: FIRST_FREE_PIN };
     let placement = Placement::new(virtio, spec.transport, &around)?;
     for placed in &ports {
         bus.insert(IoAddr::Port(placed.base), placed.len.into(), placed.device.clone())?;
@@ -109,7 +113,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let request = Boot {
         kernel,
         initrds: spec.initrd.iter().cloned().map(Initrd::Path).collect(),
-        cmdline: command_line(spec, &devices)?,
+        cmdline: command_line(spec, &wanted)?,
         rsdp,
         memory_map: layout::memory_map(spec.memory.0),
         protocol: loader::Protocol::Auto,
@@ -156,8 +160,8 @@ fn engine(name: EngineName) -> Result<Box<dyn Engine>, Error> {
 
 fn pins(transport: Transport, devices: usize) -> u32 {
     match transport {
-        Transport::Pci => ISA_PINS,
-        Transport::Mmio => (ISA_PINS + devices as u32).min(MAX_PINS),
+        Transport::Pci => FIRST_FREE_PIN,
+        Transport::Mmio => (FIRST_FREE_PIN + devices as u32).min(MAX_PINS),
     }
 }
 
