@@ -41,6 +41,7 @@ pub fn run_all(engine: &dyn Engine) {
         ("string I/O is element by element", string_io),
         ("kicks", kicks),
         ("doorbells", doorbells),
+        ("writes that may arrive late arrive in order", late_writes),
         ("interrupt messages wake a halted CPU", message_wakes),
         ("level-triggered pins report the end of interrupt", level_pin),
         ("triple fault", triple_fault),
@@ -330,6 +331,31 @@ fn doorbells(engine: &dyn Engine) {
     } else {
         assert_eq!(seen.len(), 4, "without doorbells every write must reach the bus: {seen:x?}");
     }
+}
+
+fn late_writes(engine: &dyn Engine) {
+    let code = [
+        &mov_ebx(MMIO)[..],
+        &[0xb8, 7, 0, 0, 0],          // mov eax, 7
+        &[0x89, 0x03],                // mov [rbx], eax: late
+        &[0x66, 0xba, 0x50, 0, 0xef], // mov dx, 0x50; out dx, eax: late
+        &[0xff, 0xc0, 0x89, 0x03],    // inc eax; mov [rbx], eax: late
+        &[0x8b, 0x43, 0x10],          // mov eax, [rbx+16]
+        &[0x66, 0x89, 0x03],          // mov [rbx], ax: another width
+        OUT_DONE,
+    ]
+    .concat();
+    let guest = Guest::new(engine, 1, &code);
+    guest.vm.coalesce(IoAddr::Mmio(MMIO), 4).unwrap();
+    guest.vm.coalesce(IoAddr::Port(0x50), 4).unwrap();
+    let expected = [
+        Access::Write(IoAddr::Mmio(MMIO), vec![7, 0, 0, 0]),
+        Access::Write(IoAddr::Port(0x50), vec![7, 0, 0, 0]),
+        Access::Write(IoAddr::Mmio(MMIO), vec![8, 0, 0, 0]),
+        Access::Read(IoAddr::Mmio(MMIO + 16), 4),
+        Access::Write(IoAddr::Mmio(MMIO), vec![0xa1, 0xa2]),
+    ];
+    assert_eq!(guest.start().finish(), expected);
 }
 
 fn message_wakes(engine: &dyn Engine) {

@@ -90,6 +90,9 @@ pub trait Vm: Send + Sync + Debug {
     fn doorbell(&self, at: IoAddr, value: Option<u32>, fd: &EventFd) -> Result<bool>;
     /// Undoes [`Vm::doorbell`] with the same arguments.
     fn remove_doorbell(&self, at: IoAddr, value: Option<u32>, fd: &EventFd) -> Result<()>;
+    /// Lets writes of `len` bytes to `at` arrive late, without an exit of their own: in order, and before whatever else
+    /// makes the same vCPU leave guest code. For registers that only select others. False if the engine cannot.
+    fn coalesce(&self, at: IoAddr, len: u32) -> Result<bool>;
     /// Engines that can serve reads of device registers from memory say how.
     fn register_pages(&self) -> Option<&dyn RegisterPages>;
     /// CPUID leaves that the engine can offer to a guest.

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn words_follow_the_machine() {
-        let devices = strings(&["console=ttyS0", "8250.nr_uarts=1"]);
+        let devices = strings(&["console=ttyS0"]);
         let machine = Machine { device_words: &devices, uarts: 1, kernel_under_test: false };
         let words = default_words(&machine);
         assert_eq!(words[0], "console=ttyS0");

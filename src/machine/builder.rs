@@ -10,7 +10,7 @@ use crate::board::layout;
 use crate::bus::Bus;
 use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
-use crate::devices::{self, AttachError, Builder, Spec};
+use crate::devices::{self, AttachError, Builder, PlainConsole, Spec};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
 use crate::firmware::power::{self, PowerPorts};
@@ -31,6 +31,8 @@ use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
 const FIRST_FREE_PIN: u32 = 4;
 /// The power button's interrupt.
 const POWER_GSI: u32 = 3;
+/// CONFIG_ADDRESS of PCI configuration mechanism #1 (PCI 3.0, section 3.2.2.3.2), which this machine does not have.
+const PCI_CONFIG_ADDRESS: u16 = 0xcf8;
 /// An I/O APIC has at most 240 (its version register says so in 8 bits, and index registers end at FFh).
 const MAX_PINS: u32 = 120;
 
@@ -54,12 +56,11 @@ fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String,
     let mut device_words: Vec<_> = devices.iter().flat_map(|device| device.kernel_words()).collect();
     let better_console = device_words.iter().any(|word| word.starts_with("console="));
     let plain: Vec<_> = devices.iter().filter_map(|device| device.plain_console()).collect();
-    device_words.extend(plain.iter().map(|c| if better_console { c.early } else { c.main }.to_string()));
-    let machine = cmdline::Machine {
-        device_words: &device_words,
-        uarts: plain.len() as u32,
-        kernel_under_test: false,
-    };
+    // Who wants no messages needs no early console for them, which costs two exits a character.
+    let quiet = spec.append.iter().flat_map(|words| words.split_whitespace()).any(|word| word == "quiet");
+    let word = |console: &PlainConsole| if better_console { console.early } else { console.main }.to_string();
+    device_words.extend(plain.iter().filter(|_| !(better_console && quiet)).map(word));
+    let machine = cmdline::Machine { device_words: &device_words, uarts: plain.len() as u32, kernel_under_test: false };
     let defaults = cmdline::default_words(&machine);
     let append: Vec<_> = spec.append.iter().cloned().collect();
     Ok(cmdline::compose(&defaults, spec.cmdline.as_deref(), &append)?)
@@ -78,6 +79,9 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let bus = Arc::new(Bus::default());
     let ioapic = IoApic::new(pins, vm.msi())?;
     bus.insert(IoAddr::Mmio(layout::IOAPIC), ioapic::SIZE, ioapic.clone())?;
+    // Registers that only select what the next access is for; the second one is where a kernel looks for old PCI.
+    vm.coalesce(IoAddr::Mmio(layout::IOAPIC), 4)?;
+    vm.coalesce(IoAddr::Port(PCI_CONFIG_ADDRESS), 4)?;
     let main_loop = EventLoop::start("devices")?;
     let notify = control.notify();
     let first_output = Arc::new(FirstOutput::default());

@@ -31,17 +31,22 @@ pub struct KvmVcpu {
     ram: Ram,
     kicker: Arc<KvmKicker>,
     counters: Arc<ExitCounters>,
+    late_writes: Option<Arc<Mutex<()>>>,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(mut fd: VcpuFd, index: u32, ram: Ram) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, index: u32, ram: Ram, late_writes: Option<Arc<Mutex<()>>>) -> Result<Self> {
+        if late_writes.is_some() {
+            fd.map_coalesced_mmio_ring().map_err(host("map the ring of coalesced writes"))?;
+        }
         let run: *mut kvm_run = fd.get_kvm_run();
         let kicker = Arc::new(KvmKicker(Mutex::new(Some(Target { run, thread: None }))));
-        Self { fd, index, ram, kicker, counters: Arc::default() }
+        Ok(Self { fd, index, ram, kicker, counters: Arc::default(), late_writes })
     }
 
     /// String I/O is several accesses to one port: KVM hands over all elements at once.
     fn port_io(&mut self, io: &dyn CpuIo) {
+        self.deliver_late_writes(io);
         let run = self.fd.get_kvm_run();
         let base: *mut kvm_run = run;
         // SAFETY: the caller saw KVM_EXIT_IO, for which KVM fills this member of the union.
@@ -58,6 +63,32 @@ impl KvmVcpu {
             } else {
                 io.write(IoAddr::Port(exit.port), element);
                 self.count(|c| &c.port_out);
+            }
+        }
+    }
+
+    fn mmio(&mut self, io: &dyn CpuIo) {
+        self.deliver_late_writes(io);
+        // SAFETY: the caller saw KVM_EXIT_MMIO, for which KVM fills this member of the union.
+        let exit = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.mmio };
+        let at = IoAddr::Mmio(exit.phys_addr);
+        let write = exit.is_write != 0;
+        if let Some(data) = exit.data.get_mut(..exit.len as usize) {
+            if write { io.write(at, data) } else { io.read(at, data) }
+        }
+        self.count(|c| if write { &c.mmio_write } else { &c.mmio_read });
+    }
+
+    /// Writes that KVM kept back arrive before the access for which the guest stopped.
+    fn deliver_late_writes(&mut self, io: &dyn CpuIo) {
+        let Some(ring) = self.late_writes.clone() else { return };
+        let _taken = ring.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(Some(late)) = self.fd.coalesced_mmio_read() {
+            // SAFETY: both members of the union are a plain u32; KVM sets it to 1 for ports.
+            let port = unsafe { late.__bindgen_anon_1.pio } == 1;
+            let at = if port { IoAddr::Port(late.phys_addr as u16) } else { IoAddr::Mmio(late.phys_addr) };
+            if let Some(data) = late.data.get(..late.len as usize) {
+                io.write(at, data);
             }
         }
     }
@@ -194,14 +225,7 @@ impl Vcpu for KvmVcpu {
         loop {
             match self.fd.run() {
                 Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => self.port_io(io),
-                Ok(VcpuExit::MmioRead(address, data)) => {
-                    io.read(IoAddr::Mmio(address), data);
-                    self.count(|c| &c.mmio_read);
-                }
-                Ok(VcpuExit::MmioWrite(address, data)) => {
-                    io.write(IoAddr::Mmio(address), data);
-                    self.count(|c| &c.mmio_write);
-                }
+                Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => self.mmio(io),
                 Ok(VcpuExit::IoapicEoi(vector)) => {
                     io.end_of_interrupt(vector);
                     self.count(|c| &c.other);

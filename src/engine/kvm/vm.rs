@@ -31,6 +31,8 @@ pub struct KvmVm {
     msi: KvmMsi,
     slots: Arc<Slots>,
     ram: Ram,
+    /// Taken while coalesced writes are delivered: the ring that holds them is one for all vCPUs.
+    late_writes: Option<Arc<Mutex<()>>>,
 }
 
 impl std::fmt::Debug for KvmVm {
@@ -55,14 +57,17 @@ impl KvmVm {
             slots.map(region.start, region.host, region.len, 0, "map guest RAM")?;
         }
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("read the supported CPUID"))?;
-        Ok(Self { msi: KvmMsi::new(fd.clone(), config.ioapic_pins), fd, supported, slots, ram: ram.clone() })
+        let coalesces = kvm.check_extension(Cap::CoalescedMmio) && kvm.check_extension(Cap::CoalescedPio);
+        let late_writes = coalesces.then(Arc::default);
+        let msi = KvmMsi::new(fd.clone(), config.ioapic_pins);
+        Ok(Self { msi, fd, supported, slots, ram: ram.clone(), late_writes })
     }
 }
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(host("create a vCPU"))?;
-        Ok(Box::new(KvmVcpu::new(fd, index, self.ram.clone())))
+        Ok(Box::new(KvmVcpu::new(fd, index, self.ram.clone(), self.late_writes.clone())?))
     }
 
     fn msi(&self) -> &dyn MsiSink {
@@ -86,6 +91,14 @@ impl Vm for KvmVm {
             None => self.fd.unregister_ioevent(fd, &at, NoDatamatch),
         }
         .map_err(host("remove a doorbell"))
+    }
+
+    fn coalesce(&self, at: IoAddr, len: u32) -> Result<bool> {
+        if self.late_writes.is_none() {
+            return Ok(false);
+        }
+        self.fd.register_coalesced_mmio(event_address(at), len).map_err(host("coalesce writes"))?;
+        Ok(true)
     }
 
     fn register_pages(&self) -> Option<&dyn RegisterPages> {

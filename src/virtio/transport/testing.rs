@@ -113,6 +113,9 @@ fn unsupported() -> Error {
 }
 
 impl Vm for TestVm {
+    fn coalesce(&self, _: IoAddr, _: u32) -> Result<bool> {
+        Ok(false)
+    }
     fn create_vcpu(&self, _: u32) -> Result<Box<dyn Vcpu>> {
         Err(unsupported())
     }
