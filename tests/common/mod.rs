@@ -16,7 +16,7 @@ pub const BOOT: Duration = Duration::from_secs(120);
 
 /// The belljar binary under test.
 pub fn belljar() -> PathBuf {
-    std::env::var_os("BELLJAR").map_or_else(|| env!("CARGO_BIN_EXE_belljar").into(), PathBuf::from)
+    std::env::var_os("BELLJAR_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_belljar").into(), PathBuf::from)
 }
 
 /// A guest asset, such as `kernel-6.12-cloud`: `scripts/test` hands over its path as `BELLJAR_ASSET_KERNEL_6_12_CLOUD`.
