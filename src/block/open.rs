@@ -55,5 +55,5 @@ pub(super) fn look(host: &HostFile) -> Result<Probed, Error> {
     let fail = |e| Error::host("read", &host.path)(e);
     let head = super::scratch::Scratch::new(crate::mem::PAGE).map_err(fail)?;
     crate::host::vectored::read_at(&host.file, 0, head.list()).map_err(fail)?;
-    Ok(probe(&head.head::<PROBE_LEN>().map_err(fail)?))
+    Ok(probe(&head.bytes::<PROBE_LEN>(0).map_err(fail)?))
 }

@@ -63,7 +63,7 @@ impl Raw {
     fn write_signature(&mut self, from: &[IoBuf]) -> io::Result<()> {
         let copy = Scratch::new(SECTOR)?;
         copy.take(0, from, 0, SECTOR)?;
-        if probe(&copy.head::<512>()?) == Probed::Usable(Format::Qcow2) {
+        if probe(&copy.bytes::<512>(0)?) == Probed::Usable(Format::Qcow2) {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 "the guest writes the header of a qcow2 image to its disk, which would be taken for one the next time; \

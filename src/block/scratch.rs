@@ -47,10 +47,10 @@ impl Scratch {
         Ok(())
     }
 
-    /// The first bytes.
-    pub(super) fn head<const N: usize>(&self) -> std::io::Result<[u8; N]> {
+    /// Bytes from `at` on.
+    pub(super) fn bytes<const N: usize>(&self, at: u64) -> std::io::Result<[u8; N]> {
         let mut bytes = [0; N];
-        self.ram.read(0, &mut bytes).map_err(std::io::Error::other)?;
+        self.ram.read(at, &mut bytes).map_err(std::io::Error::other)?;
         Ok(bytes)
     }
 }

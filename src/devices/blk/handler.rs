@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::request::{self, Request, Status};
 use super::{Shared, Way, field};
@@ -16,6 +16,9 @@ use crate::virtio::{Broken, Chain, Handler};
 /// How soon a guest learns that its disk was made longer or shorter. Nothing else wakes up for this: watching the file
 /// for changes (inotify) would wake up for every write of the guest's own.
 const SIZE_CHECK: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
+
+/// Longest time for which finished requests are kept from the guest while others are served one by one.
+const ANSWER_WITHIN: Duration = Duration::from_micros(200);
 
 /// Requests that the ring can take at once; more wait in the queue.
 const RING_ENTRIES: u32 = 128;
@@ -146,8 +149,13 @@ impl Handler for Requests {
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken> {
         let shared = self.shared.clone();
         let mut disk = shared.disk();
+        let mut answered = Instant::now();
         while let Some(chain) = queues.queue(index).pop()? {
             self.take(index, chain, &mut **disk, queues)?;
+            if answered.elapsed() > ANSWER_WITHIN {
+                queues.signal()?;
+                answered = Instant::now();
+            }
         }
         match &mut self.ring {
             Some(ring) => ring.submit(&mut **disk, &shared, queues),
