@@ -51,14 +51,15 @@ pub enum Error {
     Empty(PathBuf),
     /// A format that is not supported.
     #[error(
-        "Disk image {path} looks like a {format} file: convert or unpack it first (qemu-img convert -O qcow2 {path} NEW), \
-         or say format=raw if the guest shall see these bytes"
+        "Disk image {path} looks like a {format} file: first do: {remedy} {path}; or say format=raw to show these bytes"
     )]
     Foreign {
         /// The path.
         path: PathBuf,
         /// What it looks like.
         format: &'static str,
+        /// Command that makes it usable, before the path.
+        remedy: &'static str,
     },
     /// Said to be qcow2, but is not, or is damaged.
     #[error("Disk image {path} is not a usable qcow2 image: {reason}; look at it with: qemu-img check {path}")]

@@ -37,7 +37,9 @@ pub fn open(options: &DiskOptions) -> Result<Box<dyn Disk>, Error> {
         }
         (Some(format), _) => (format, false),
         (None, Probed::Usable(format)) => (format, true),
-        (None, Probed::Foreign(format)) => return Err(Error::Foreign { path: options.path.clone(), format }),
+        (None, Probed::Foreign(format, remedy)) => {
+            return Err(Error::Foreign { path: options.path.clone(), format, remedy });
+        }
     };
     let disk: Box<dyn Disk> = match format {
         Format::Raw => Box::new(Raw::new(host, guessed)?),

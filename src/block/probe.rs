@@ -29,17 +29,19 @@ pub const PROBE_LEN: usize = 512;
 /// First bytes of a qcow2 image (`docs/interop/qcow2` in QEMU: magic).
 pub const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// Formats that cannot be used and would be nonsense as raw disks: (name, first bytes).
-const FOREIGN: &[(&str, &[u8])] = &[
-    ("VHDX", b"vhdxfile"),
-    ("VHD (dynamic)", b"conectix"),
-    ("VMDK", b"KDMV"),
-    ("VMDK", b"# Disk DescriptorFile"),
-    ("QED", b"QED\0"),
-    ("gzip-compressed", b"\x1f\x8b\x08"),
-    ("xz-compressed", b"\xfd7zXZ\0"),
-    ("zstd-compressed", b"\x28\xb5\x2f\xfd"),
+/// Formats that cannot be used and would be nonsense as raw disks: (name, what makes them usable, first bytes).
+const FOREIGN: &[(&str, &str, &[u8])] = &[
+    ("VHDX", CONVERT, b"vhdxfile"),
+    ("VHD (dynamic)", CONVERT, b"conectix"),
+    ("VMDK", CONVERT, b"KDMV"),
+    ("VMDK", CONVERT, b"# Disk DescriptorFile"),
+    ("QED", CONVERT, b"QED\0"),
+    ("gzip-compressed", "gunzip -k", b"\x1f\x8b\x08"),
+    ("xz-compressed", "unxz -k", b"\xfd7zXZ\0"),
+    ("zstd-compressed", "unzstd", b"\x28\xb5\x2f\xfd"),
 ];
+
+const CONVERT: &str = "qemu-img convert -O qcow2";
 
 /// VirtualBox images have their signature at offset 64.
 const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
@@ -49,8 +51,8 @@ const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
 pub enum Probed {
     /// A format that can be used; [`Format::Raw`] for whatever is not known.
     Usable(Format),
-    /// The named format, which cannot.
-    Foreign(&'static str),
+    /// A format, by name, that cannot; and the command that makes it one that can, before the path.
+    Foreign(&'static str, &'static str),
 }
 
 /// Guesses the format from the first [`PROBE_LEN`] bytes.
@@ -59,10 +61,10 @@ pub fn probe(head: &[u8]) -> Probed {
         return Probed::Usable(Format::Qcow2);
     }
     if head.get(VDI.0..).is_some_and(|h| h.starts_with(&VDI.1)) {
-        return Probed::Foreign("VDI");
+        return Probed::Foreign("VDI", CONVERT);
     }
-    match FOREIGN.iter().find(|(_, magic)| head.starts_with(magic)) {
-        Some((name, _)) => Probed::Foreign(name),
+    match FOREIGN.iter().find(|(_, _, magic)| head.starts_with(magic)) {
+        Some((name, remedy, _)) => Probed::Foreign(name, remedy),
         None => Probed::Usable(Format::Raw),
     }
 }
@@ -76,10 +78,10 @@ mod tests {
         assert_eq!(probe(b"QFI\xfb\0\0\0\x03"), Probed::Usable(Format::Qcow2));
         assert_eq!(probe(b"QFI"), Probed::Usable(Format::Raw));
         assert_eq!(probe(b""), Probed::Usable(Format::Raw));
-        assert_eq!(probe(b"vhdxfile\0"), Probed::Foreign("VHDX"));
+        assert_eq!(probe(b"vhdxfile\0"), Probed::Foreign("VHDX", CONVERT));
         let mut vdi = [0; 68];
         vdi[64..].copy_from_slice(&VDI.1);
-        assert_eq!(probe(&vdi), Probed::Foreign("VDI"));
+        assert_eq!(probe(&vdi), Probed::Foreign("VDI", CONVERT));
         assert_eq!(probe(&[0; 512]), Probed::Usable(Format::Raw));
     }
 }

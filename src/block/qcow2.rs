@@ -206,7 +206,7 @@ fn open_backing(image: &Path, name: &str, format: Option<&str>, direct: bool, de
             return Err(Error::Refused { path, what });
         }
         (None, Probed::Usable(format)) => format,
-        (None, Probed::Foreign(format)) => return Err(Error::Foreign { path, format }),
+        (None, Probed::Foreign(format, remedy)) => return Err(Error::Foreign { path, format, remedy }),
     };
     tracing::info!("{} is based on {} ({})", image.display(), path.display(), format.name());
     match format {

@@ -364,7 +364,7 @@ fn images_that_cannot_be_used_say_why_and_what_to_do() {
     };
     assert!(refusal(&options(&file("empty", b""))).contains("truncate -s"));
     assert!(refusal(&options(&file("a.vhdx", b"vhdxfile and more"))).contains("VHDX"));
-    assert!(refusal(&options(&file("a.img.xz", b"\xfd7zXZ\0\0"))).contains("unpack"));
+    assert!(refusal(&options(&file("a.img.xz", b"\xfd7zXZ\0\0"))).contains("unxz -k"));
     let raw = file("raw", &[1; 4096]);
     let as_qcow2 = DiskOptions { format: Some(Format::Qcow2), ..options(&raw) };
     assert!(refusal(&as_qcow2).contains("does not start with the qcow2 signature"));
