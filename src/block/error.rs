@@ -50,15 +50,13 @@ pub enum Error {
     #[error("Disk image {0} is empty: give it a size: truncate -s 10G {0}")]
     Empty(PathBuf),
     /// A format that is not supported.
-    #[error(
-        "Disk image {path} looks like a {format} file: first do: {remedy} {path}; or say format=raw to show these bytes"
-    )]
+    #[error("Disk image {path} looks like a {format} file: first do: {remedy}; or say format=raw to show these bytes")]
     Foreign {
         /// The path.
         path: PathBuf,
         /// What it looks like.
         format: &'static str,
-        /// Command that makes it usable, before the path.
+        /// Command that makes it usable.
         remedy: &'static str,
     },
     /// Said to be qcow2, but is not, or is damaged.

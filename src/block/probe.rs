@@ -36,12 +36,12 @@ const FOREIGN: &[(&str, &str, &[u8])] = &[
     ("VMDK", CONVERT, b"KDMV"),
     ("VMDK", CONVERT, b"# Disk DescriptorFile"),
     ("QED", CONVERT, b"QED\0"),
-    ("gzip-compressed", "gunzip -k", b"\x1f\x8b\x08"),
-    ("xz-compressed", "unxz -k", b"\xfd7zXZ\0"),
-    ("zstd-compressed", "unzstd", b"\x28\xb5\x2f\xfd"),
+    ("gzip-compressed", "gunzip -k IMAGE", b"\x1f\x8b\x08"),
+    ("xz-compressed", "unxz -k IMAGE", b"\xfd7zXZ\0"),
+    ("zstd-compressed", "unzstd IMAGE", b"\x28\xb5\x2f\xfd"),
 ];
 
-const CONVERT: &str = "qemu-img convert -O qcow2";
+const CONVERT: &str = "qemu-img convert -O qcow2 IMAGE NEW.qcow2";
 
 /// VirtualBox images have their signature at offset 64.
 const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
@@ -51,7 +51,7 @@ const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
 pub enum Probed {
     /// A format that can be used; [`Format::Raw`] for whatever is not known.
     Usable(Format),
-    /// A format, by name, that cannot; and the command that makes it one that can, before the path.
+    /// A format, by name, that cannot; and the command that makes one that can.
     Foreign(&'static str, &'static str),
 }
 

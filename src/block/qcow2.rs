@@ -226,7 +226,9 @@ fn backing_path(image: &Path, name: &str) -> Result<PathBuf, Error> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     // `json:{...}`, `nbd://...`; a path with a colon has a slash before it.
     if name.split_once(':').is_some_and(|(scheme, _)| !scheme.is_empty() && !scheme.contains('/')) {
-        let what = format!("is based on {name:?}, which is not a file: fetch it with: qemu-img convert -O qcow2");
+        let what = format!(
+            "is based on {name:?}, which is not a file: make it one image: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+        );
         return Err(Error::Refused { path: image.into(), what });
     }
     // Beside the name that was used for the image, even if that is a link: as QEMU does.

@@ -23,11 +23,11 @@ const REFCOUNT_ORDER: usize = 96;
 
 /// Bits of the field of incompatible features, and what an image has that sets them.
 const FEATURES: [(u32, &str); 5] = [
-    (0, "was not closed properly: repair it with: qemu-img check -r all"),
-    (1, "is marked as corrupt: repair it with: qemu-img check -r all"),
-    (2, "keeps its data in another file: make it one with: qemu-img convert -O qcow2"),
-    (3, "is compressed in a newer way (zstd): rewrite it with: qemu-img convert -O qcow2"),
-    (4, "has subclusters (extended_l2): rewrite it with: qemu-img convert -O qcow2"),
+    (0, "was not closed properly: repair it with: qemu-img check -r all IMAGE"),
+    (1, "is marked as corrupt: repair it with: qemu-img check -r all IMAGE"),
+    (2, "keeps its data in another file: make it one with: qemu-img convert -O qcow2 IMAGE NEW.qcow2"),
+    (3, "is compressed in a newer way (zstd): rewrite it with: qemu-img convert -O qcow2 IMAGE NEW.qcow2"),
+    (4, "has subclusters (extended_l2): rewrite it with: qemu-img convert -O qcow2 IMAGE NEW.qcow2"),
 ];
 
 /// Checks the header of the image in `host` and returns its cluster size in bytes.
@@ -43,12 +43,12 @@ pub(super) fn check(host: &HostFile) -> Result<u32, Error> {
         return Err(corrupt(&format!("its version is {version}, known are 2 and 3")));
     }
     if field(&head, ENCRYPTION) != 0 {
-        return Err(refused("is encrypted: decrypt it with: qemu-img convert -O qcow2".into()));
+        return Err(refused("is encrypted: decrypt it with: qemu-img convert -O qcow2 IMAGE NEW.qcow2".into()));
     }
     // The field has 64 bits; those that are assigned are in its lower half.
     let features = if version == 3 { field(&head, INCOMPATIBLE + 4) } else { 0 };
     if let Some((_, what)) = FEATURES.iter().find(|(bit, _)| features & (1 << bit) != 0) {
-        return Err(refused(format!("{what} {}", host.path.display())));
+        return Err(refused((*what).into()));
     }
     let cluster = match field(&head, CLUSTER_BITS) {
         bits @ 9..=21 => 1 << bits,
