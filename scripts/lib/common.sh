@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What scripts/assets and scripts/nested share: messages, packages, the cache. Sourced, never run.
+# What the scripts share: messages, packages, the cache, whether there is KVM. Sourced, never run.
 
 # Debian keeps mke2fs, depmod and debugfs where an ordinary user's PATH does not look.
 PATH=$PATH:/usr/sbin:/sbin
@@ -30,3 +30,7 @@ lists() {
     say "apt has no package lists: running apt-get update"
     apt-get update -qq >&2 || die "apt-get update failed"
 }
+
+# native: KVM runs ordinary guests on this host. The flags matter as much as the device: there are hosts whose /dev/kvm
+# runs only paravirtualized guests.
+native() { grep -qwE 'vmx|svm' /proc/cpuinfo && [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
