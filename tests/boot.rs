@@ -71,7 +71,7 @@ fn resources(cpus: u32, memory: &str, least_mib: u64) {
 
 #[test]
 fn one_cpu_128_mib() {
-    resources(1, "128M", 90);
+    resources(1, "128M", 80);
 }
 
 #[test]
@@ -98,6 +98,14 @@ fn poweroff_ends_with_0() {
 fn reboot_ends_with_0_and_says_so() {
     let Some(outcome) = ends("reboot") else { return };
     outcome.code(0).says("the guest rebooted");
+}
+
+#[test]
+fn reboot_through_acpi_or_the_keyboard_controller() {
+    for how in ["acpi", "kbd"] {
+        let outcome = guest!("6.12-cloud/vmlinux").append(&format!("reboot={how} bj.end=reboot")).script("true").run();
+        outcome.code(0).says("the guest rebooted");
+    }
 }
 
 #[test]
@@ -133,7 +141,7 @@ fn triple_fault_ends_with_121_and_registers() {
 
 #[test]
 fn the_time_limit_ends_with_124() {
-    let mut guest = guest!("6.12-cloud/vmlinux").arg("--timeout", "12").append("bj.end=none").script("true").start();
+    let mut guest = guest!("6.12-cloud/vmlinux").limit(12).append("bj.end=none").script("true").start();
     guest.expect("belljar-guest: status 0");
     guest.finish(BOOT).code(124).says("time limit");
 }

@@ -4,6 +4,7 @@
 
 mod dsdt;
 pub mod power;
+mod reset_vector;
 mod tables;
 
 pub use tables::{Error, write};

@@ -12,6 +12,7 @@ use acpi_tables::xsdt::XSDT;
 
 use super::{HID_RTC, Machine, dsdt, power};
 use crate::board::layout;
+use crate::firmware::reset_vector;
 use crate::mem::{self, Ram};
 
 const OEM: [u8; 6] = *b"BELJAR";
@@ -43,10 +44,11 @@ pub enum Error {
     Memory(#[from] mem::Error),
 }
 
-/// Writes the tables for `machine` to [`layout::ACPI_TABLES`] and returns the address of the root pointer.
+/// Writes the tables for `machine` to [`layout::ACPI_TABLES`], and the reset vector's code; returns the address of the root pointer.
 pub fn write(ram: &Ram, machine: &Machine) -> Result<u64, Error> {
     let tables = build(machine, layout::ACPI_TABLES)?;
     ram.write(layout::ACPI_TABLES, &tables)?;
+    reset_vector::write(ram)?;
     Ok(layout::ACPI_TABLES)
 }
 

@@ -43,6 +43,7 @@ pub fn real_kvm() -> bool {
 pub struct Guest {
     command: Command,
     append: Vec<String>,
+    limit: u64,
 }
 
 /// Returns from the test if there is nothing to run it on.
@@ -66,8 +67,8 @@ impl Guest {
             return None;
         };
         let mut command = Command::new(belljar());
-        command.args(["boot", "--timeout", "110", "--kernel"]).arg(dir.join(image)).arg("--initrd").arg(initramfs);
-        Some(Self { command, append: vec!["quiet".into()] })
+        command.args(["boot", "--kernel"]).arg(dir.join(image)).arg("--initrd").arg(initramfs);
+        Some(Self { command, append: vec!["quiet".into()], limit: 110 })
     }
 
     /// More flags.
@@ -79,6 +80,12 @@ impl Guest {
     /// A flag and its value.
     pub fn arg(self, flag: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.args([flag.as_ref(), value.as_ref()])
+    }
+
+    /// Seconds after which belljar shall end the guest.
+    pub fn limit(mut self, seconds: u64) -> Self {
+        self.limit = seconds;
+        self
     }
 
     /// Words for the kernel command line.
@@ -96,7 +103,7 @@ impl Guest {
     /// Starts it, with a pipe to its console.
     pub fn start(mut self) -> Session {
         let append = self.append.join(" ");
-        self.command.args(["--append", &append]);
+        self.command.args(["--append", &append, "--timeout", &self.limit.to_string()]);
         Session::start(self.command)
     }
 
