@@ -43,10 +43,9 @@ pub(super) struct Placement {
 type Devices = Vec<Placed<Box<dyn VirtioDevice>>>;
 
 impl Placement {
-    /// Places `devices` in their order. Without any, the machine has no PCI bus either.
+    /// Places `devices` in their order. The PCI bus is there even if it is empty: without one, kernels complain.
     pub fn new(devices: Devices, transport: Transport, around: &Around<'_>) -> Result<Self, Error> {
         match transport {
-            _ if devices.is_empty() => Ok(Self::default()),
             Transport::Pci => Self::on_pci(devices, around),
             Transport::Mmio => Self::at_fixed_addresses(devices, around),
         }

@@ -1,0 +1,171 @@
+//! The command line as a user meets it, wrong input above all: every mistake gets one line that names the thing and what
+//! to do, and a documented exit code. No guest runs here.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use assert_cmd::assert::OutputAssertExt;
+use tempfile::TempDir;
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn belljar(args: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
+    command.args(args).env_remove("BELLJAR_LOG");
+    let output = assert_cmd::Command::from_std(command).timeout(Duration::from_secs(30)).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// `belljar boot` with `args` must fail with `code` and one line on stderr that has all of `words`.
+#[track_caller]
+fn refuses(args: &[&str], code: i32, words: &[&str]) {
+    let said = belljar(&[&["boot"], args].concat());
+    assert_eq!(said.code, code, "{args:?}: {}", said.err);
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+    for word in words {
+        assert!(said.err.contains(word), "{args:?}: `{word}` is not in: {}", said.err);
+    }
+    // clap's own messages about flags have several lines, with the usage.
+    assert!(code == 2 || said.err.trim_end().lines().count() == 1, "more than one line: {}", said.err);
+}
+
+fn file(dir: &TempDir, name: &str, content: &[u8]) -> String {
+    let path = dir.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn help_names_every_flag_and_device_key() {
+    let said = belljar(&["boot", "--help"]);
+    assert_eq!(said.code, 0);
+    for flag in ["--kernel", "--initrd", "--append", "--cmdline", "--cpus", "--memory", "--engine", "--transport"] {
+        assert!(said.out.contains(flag), "{flag}");
+    }
+    for flag in ["--spec", "--timeout", "--log", "--report", "--stats", "--timing", "--dry-run"] {
+        assert!(said.out.contains(flag), "{flag}");
+    }
+    for kind in belljar::devices::KINDS {
+        assert!(said.out.contains(&format!("--{}", kind.name())), "{}", kind.name());
+        for key in kind.keys() {
+            assert!(said.out.contains(key.name), "{}: {}", kind.name(), key.name);
+        }
+    }
+}
+
+#[test]
+fn wrong_flags_are_usage_errors() {
+    refuses(&["--no-such-flag"], 2, &["--no-such-flag", "--help"]);
+    refuses(&["--kernel", "k", "--cpus", "0"], 2, &["--cpus 0", "from 1 to"]);
+    refuses(&["--kernel", "k", "--cpus", "many"], 2, &["many", "--cpus"]);
+    refuses(&["--kernel", "k", "--memory", "1"], 2, &["--memory 1", "512M"]);
+    refuses(&["--kernel", "k", "--memory", "lots"], 2, &["lots", "512M"]);
+    refuses(&["--kernel", "k", "--timeout", "0"], 2, &["--timeout 0"]);
+    refuses(&["--kernel", "k", "--engine", "tcg"], 2, &["tcg", "kvm"]);
+    refuses(&["--kernel", "k", "--append", "a", "--cmdline", "b"], 2, &["--append", "--cmdline", "one of the two"]);
+    refuses(&[], 2, &["No kernel", "--kernel FILE"]);
+    assert_eq!(belljar(&[]).code, 2);
+    assert_eq!(belljar(&["fly"]).code, 2);
+}
+
+#[test]
+fn wrong_device_options_name_the_device_and_the_key() {
+    refuses(&["--kernel", "k", "--disk", "x,colour=red"], 2, &["--disk", "unknown key `colour`", "readonly"]);
+    refuses(&["--kernel", "k", "--disk", ""], 2, &["--disk", "path= is missing"]);
+    refuses(&["--kernel", "k", "--disk", "x,readonly=maybe"], 2, &["--disk", "readonly=maybe", "on or off"]);
+    refuses(&["--kernel", "k", "--serial", "sideways"], 2, &["--serial", "sideways", "stdio"]);
+    refuses(&["--kernel", "k", "--serial", "null", "--serial", "null"], 2, &["--serial", "only one"]);
+}
+
+/// Files are opened after the engine; without any KVM that fails first.
+fn no_kvm() -> bool {
+    let missing = std::fs::File::open("/dev/kvm").is_err();
+    if missing {
+        println!("SKIPPED: no /dev/kvm");
+    }
+    missing
+}
+
+#[test]
+fn kernels_that_are_none() {
+    if no_kvm() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let boot = |path: &str, words: &[&str]| refuses(&["--kernel", path, "--serial", "null"], 125, words);
+    boot("/nonexistent/vmlinuz", &["/nonexistent/vmlinuz", "No such file"]);
+    boot(dir.path().to_str().unwrap(), &["directory"]);
+    boot(&file(&dir, "text", b"This is not a kernel.\n"), &["text", "not a kernel", "bzImage"]);
+    boot(&file(&dir, "empty", b""), &["empty file"]);
+    boot(&file(&dir, "elf", b"\x7fELF\x02\x01\x01"), &["elf"]);
+    let mut arm = vec![0; 64];
+    arm[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    arm[6] = 1;
+    arm[16] = 2;
+    arm[18] = 183;
+    boot(&file(&dir, "aarch64", &arm), &["aarch64"]);
+}
+
+#[test]
+fn disks_that_are_none() {
+    if no_kvm() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let disk = |option: &str, words: &[&str]| {
+        refuses(&["--kernel", "k", "--serial", "null", "--disk", option], 125, words);
+    };
+    disk("/nonexistent/disk.img", &["/nonexistent/disk.img", "does not exist", "truncate -s"]);
+    disk(dir.path().to_str().unwrap(), &["directory"]);
+    let broken = file(&dir, "broken.qcow2", b"QFI\xfb\0\0\0\x03 and then nothing");
+    disk(&broken, &["broken.qcow2"]);
+}
+
+#[test]
+fn specification_files() {
+    let dir = TempDir::new().unwrap();
+    let spec = |text: &str, words: &[&str]| {
+        let path = file(&dir, "machine.toml", text.as_bytes());
+        refuses(&["--spec", &path], 2, &[&["machine.toml"], words].concat());
+    };
+    spec("cpus = \"two\"", &["cpus"]);
+    spec("colour = 1", &["unknown key `colour`"]);
+    spec("kernel = ", &["line 1"]);
+    refuses(&["--spec", "/nonexistent.toml"], 125, &["/nonexistent.toml", "No such file"]);
+}
+
+#[test]
+fn a_dry_run_prints_a_specification_that_means_the_same() {
+    let dir = TempDir::new().unwrap();
+    let flags =
+        ["boot", "--kernel", "/k", "--cpus", "3", "--memory", "1G", "--disk", "/d,readonly", "--rng", "--dry-run"];
+    let first = belljar(&flags);
+    assert_eq!(first.code, 0, "{}", first.err);
+    assert!(first.out.contains("cpus = 3") && first.out.contains("kernel command line: "), "{}", first.out);
+    let path = file(&dir, "machine.toml", first.out.as_bytes());
+    let second = belljar(&["boot", "--spec", &path, "--dry-run"]);
+    assert_eq!(second.out, first.out);
+    let changed = belljar(&["boot", "--spec", &path, "--cpus", "2", "--dry-run"]);
+    assert!(changed.out.contains("cpus = 2"), "flags win over the file: {}", changed.out);
+}
+
+#[test]
+fn version_and_help_go_to_standard_output() {
+    let version = belljar(&["--version"]);
+    assert_eq!((version.code, version.out.trim()), (0, concat!("belljar ", env!("CARGO_PKG_VERSION"))));
+    Command::new(env!("CARGO_BIN_EXE_belljar")).arg("--help").assert().success();
+}
+
+#[test]
+fn the_binary_needs_no_libraries() {
+    let header = std::fs::read(Path::new(env!("CARGO_BIN_EXE_belljar"))).unwrap();
+    // A dynamic executable has a PT_INTERP program header that names the loader.
+    let has_interpreter = header.windows(9).take(4096).any(|window| window == b"/ld-linux");
+    assert!(!has_interpreter, "the binary is not static");
+}
