@@ -527,6 +527,10 @@ fn ready_fds(fds: &[RawFd], limit: Duration) -> Vec<RawFd> {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64)).unwrap();
     }
     let mut events = [EpollEvent::default(); 16];
-    let count = epoll.wait(limit.as_millis() as i32, &mut events).unwrap();
+    let count = match epoll.wait(limit.as_millis() as i32, &mut events) {
+        // io_uring interrupts waits on the thread that made the request; whoever waits here asks again.
+        Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
+        count => count.unwrap(),
+    };
     events[..count].iter().map(EpollEvent::fd).collect()
 }
