@@ -465,7 +465,7 @@ fn the_same_image_twice_is_refused_unless_it_is_only_read() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Whatever descriptors say, the device answers, stops or waits; it neither panics nor hangs.
     #[test]
