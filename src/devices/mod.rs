@@ -16,6 +16,7 @@ pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
 pub mod serial;
+pub mod vsock;
 
 use std::fmt::Debug;
 
@@ -24,7 +25,8 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] = &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &port::Kind];
+pub const KINDS: &[&dyn Kind] =
+    &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &vsock::Kind, &port::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).

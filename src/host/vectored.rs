@@ -100,6 +100,7 @@ impl Scatter {
         work: impl FnOnce(&[IoBuf]) -> R,
     ) -> R {
         let last = usize::from(!tail.is_empty());
+        self.0.clear();
         for buf in lists.flatten().take(MAX_BUFS - last) {
             // SAFETY: the same range, whose lender stays borrowed for this call; the list is empty at its end.
             self.0.push(unsafe { IoBuf::new(buf.0.iov_base.cast(), buf.0.iov_len) });
@@ -108,6 +109,24 @@ impl Scatter {
             // SAFETY: `tail` is mapped and borrowed exclusively for this call, and nobody here uses the reference
             // while `work` runs; the list is empty at the end.
             self.0.push(unsafe { IoBuf::new(tail.as_mut_ptr(), tail.len()) });
+        }
+        let result = work(&self.0);
+        self.0.clear();
+        result
+    }
+
+    /// Calls `work` with the first `limit` bytes of `list` (at most [`MAX_BUFS`] buffers).
+    pub fn up_to<R>(&mut self, list: &[IoBuf], limit: usize, work: impl FnOnce(&[IoBuf]) -> R) -> R {
+        let mut left = limit;
+        self.0.clear();
+        for buf in list.iter().take(MAX_BUFS) {
+            let len = buf.len().min(left);
+            if len == 0 {
+                break;
+            }
+            left -= len;
+            // SAFETY: a part of the same range, whose lender stays borrowed for this call; the list is empty at its end.
+            self.0.push(unsafe { IoBuf::new(buf.0.iov_base.cast(), len) });
         }
         let result = work(&self.0);
         self.0.clear();
@@ -264,6 +283,11 @@ mod tests {
         let lists = [a.list(), b.list()];
         assert_eq!(scatter.with(lists.into_iter(), &mut tail, <[IoBuf]>::len), MAX_BUFS);
         assert_eq!(scatter.with(std::iter::empty(), &mut [], <[IoBuf]>::len), 0);
+        let lens = |bufs: &[IoBuf]| bufs.iter().map(IoBuf::len).collect::<Vec<_>>();
+        a.push(0x100, 10).unwrap();
+        assert_eq!(scatter.up_to(a.list(), 13, lens), [10, 3]);
+        assert_eq!(scatter.up_to(a.list(), 10, lens), [10]);
+        assert_eq!(scatter.up_to(a.list(), 99, lens), [10, 10]);
     }
 
     #[test]

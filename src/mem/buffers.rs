@@ -52,13 +52,15 @@ impl Buffers {
         Ok(())
     }
 
-    /// Adds one more buffer over the last byte of buffer `index`; returns its index.
-    pub fn push_last_byte(&mut self, index: usize) -> Option<usize> {
+    /// Adds one more buffer over `len` bytes of buffer `index`, from `offset` of it; returns its index.
+    pub fn push_part(&mut self, index: usize, offset: usize, len: usize) -> Option<usize> {
         let buf = self.list.get(index)?;
-        let last = buf.len().checked_sub(1)?;
-        let start = buf.volatile().ptr_guard().as_ptr().wrapping_add(last).cast_mut();
-        // SAFETY: the byte belongs to a buffer of this list, hence to RAM that stays mapped as long as the list.
-        self.list.push(unsafe { IoBuf::new(start, 1) });
+        if offset.checked_add(len)? > buf.len() {
+            return None;
+        }
+        let start = buf.volatile().ptr_guard().as_ptr().wrapping_add(offset).cast_mut();
+        // SAFETY: the bytes belong to a buffer of this list, hence to RAM that stays mapped as long as the list.
+        self.list.push(unsafe { IoBuf::new(start, len) });
         Some(self.list.len() - 1)
     }
 
@@ -97,6 +99,10 @@ mod tests {
             assert!(list.push(at, len).is_err(), "{at:#x}");
         }
         assert_eq!(list.list().len(), 2, "a refused buffer leaves nothing behind");
+        assert_eq!(list.push_part(0, 0x80, 0x80), Some(2));
+        for (index, offset, len) in [(0, 0x80, 0x81), (0, usize::MAX, 1), (3, 0, 1)] {
+            assert_eq!(list.push_part(index, offset, len), None);
+        }
         drop(ram);
         assert_eq!(list.list()[1].copy_from(&[1; 300]), 0x100);
         let memory = list.recycle();

@@ -3,6 +3,8 @@
 //! A [`Chain`] owns its list of buffers and keeps guest RAM mapped, so a device may hold it while the host works on
 //! it (io_uring, received packets to come) and give it back to its queue later.
 
+use std::ops::Range;
+
 use vm_memory::ByteValued;
 
 use crate::host::vectored::IoBuf;
@@ -28,6 +30,8 @@ pub struct Chain {
     written: usize,
     /// Where the status byte is in the list.
     status: Option<usize>,
+    /// Where the parts of the header are in the list.
+    header: Range<usize>,
 }
 
 impl Chain {
@@ -36,7 +40,8 @@ impl Chain {
         let len = |bufs: &[IoBuf]| bufs.iter().map(IoBuf::len).sum();
         let (unread, room) = buffers.list().split_at_checked(split).map_or((0, 0), |(r, w)| (len(r), len(w)));
         let end = buffers.list().len();
-        Self { head, buffers, split, reading: 0, writing: split, end, unread, room, written: 0, status: None }
+        let (status, header) = (None, 0..0);
+        Self { head, buffers, split, reading: 0, writing: split, end, unread, room, written: 0, status, header }
     }
 
     /// Index of the first descriptor: names the chain within its queue as long as it is not pushed.
@@ -182,7 +187,9 @@ impl Chain {
     /// methods no longer see it. To be called before anything is written.
     pub fn take_status(&mut self) -> Result<(), Broken> {
         let last = self.end.checked_sub(1).filter(|_| self.room > 0);
-        let Some(status) = last.and_then(|last| self.buffers.push_last_byte(last)) else {
+        let byte = |last: usize| Some((last, self.buffers.list().get(last)?.len().checked_sub(1)?));
+        let byte = last.and_then(byte);
+        let Some(status) = byte.and_then(|(last, offset)| self.buffers.push_part(last, offset, 1)) else {
             return Err(Broken("a request has no room for its status".into()));
         };
         self.limit_writable(self.room - 1);
@@ -194,6 +201,33 @@ impl Chain {
     pub fn set_status(&mut self, status: u8) {
         if let Some(byte) = self.status.and_then(|index| self.buffers.list().get(index)) {
             byte.copy_from(&[status]);
+        }
+    }
+
+    /// Sets the first `len` writable bytes aside, for a header that is known only when what follows it is there; they
+    /// count as written. To be called before anything is written.
+    pub fn take_header(&mut self, len: usize) -> Result<(), Broken> {
+        let short = || Broken(format!("a request has no room for a header of {len} bytes"));
+        if self.room < len {
+            return Err(short());
+        }
+        let start = self.buffers.list().len();
+        let (mut index, mut left) = (self.writing, len);
+        while left > 0 {
+            let part = self.buffers.list().get(index).map_or(0, IoBuf::len).min(left);
+            self.buffers.push_part(index, 0, part).ok_or_else(short)?;
+            (index, left) = (index + 1, left - part);
+        }
+        self.header = start..self.buffers.list().len();
+        self.skip_writable(len);
+        Ok(())
+    }
+
+    /// Writes the bytes set aside by [`Chain::take_header`].
+    pub fn set_header(&mut self, header: &[u8]) {
+        let mut rest = header;
+        for part in self.buffers.list().get(self.header.clone()).unwrap_or_default() {
+            rest = rest.get(part.copy_from(rest)..).unwrap_or_default();
         }
     }
 

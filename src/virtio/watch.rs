@@ -18,6 +18,8 @@ pub enum Interest {
     Write,
     /// Either.
     Both,
+    /// Only that the other end is gone for good, which is told in all other cases as well.
+    Hangup,
 }
 
 /// Events taken from the kernel at once.
@@ -42,6 +44,8 @@ impl Watches {
             Interest::Read => EventSet::IN,
             Interest::Write => EventSet::OUT,
             Interest::Both => EventSet::IN | EventSet::OUT,
+            // The kernel adds errors and hang-ups.
+            Interest::Hangup => EventSet::empty(),
         };
         let known = self.tokens.contains_key(&fd);
         let operation = if known { ControlOperation::Modify } else { ControlOperation::Add };
