@@ -14,6 +14,8 @@ use crate::machine::control::Ending;
 const LOOK: Duration = Duration::from_secs(1);
 /// A kernel that panicked and neither reboots nor starts a crash kernel within this time never will.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// How long a guest may take to power off when the terminal hung up.
+const AFTER_HANG_UP: Duration = Duration::from_secs(10);
 /// RFLAGS: interrupts enabled.
 const IF: u64 = 1 << 9;
 
@@ -24,6 +26,7 @@ pub struct Watch<'a> {
     deadline: Option<Instant>,
     asked_to_end: bool,
     panic_deadline: Option<Instant>,
+    hang_up_deadline: Option<Instant>,
     idle: Idle,
 }
 
@@ -38,7 +41,7 @@ impl<'a> Watch<'a> {
     pub fn new(machine: &'a Machine, limit: Option<Duration>, signals: &'a Signals) -> Self {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let idle = Idle::default();
-        Self { machine, signals, deadline, asked_to_end: false, panic_deadline: None, idle }
+        Self { machine, signals, deadline, asked_to_end: false, panic_deadline: None, hang_up_deadline: None, idle }
     }
 
     /// Waits for the end.
@@ -59,7 +62,7 @@ impl<'a> Watch<'a> {
     }
 
     fn wait(&self) {
-        let next = [self.deadline, self.panic_deadline].into_iter().flatten().min();
+        let next = [self.deadline, self.panic_deadline, self.hang_up_deadline].into_iter().flatten().min();
         let until = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
         let timeout = Timespec { tv_sec: until.as_secs() as i64, tv_nsec: until.subsec_nanos().into() };
         let control = self.machine.control();
@@ -73,6 +76,10 @@ impl<'a> Watch<'a> {
         if self.asked_to_end {
             self.machine.control().end(Ending::Stopped(Some(signal)));
         } else {
+            if signal == libc::SIGHUP {
+                // The terminal is gone: nobody is there to send a second signal.
+                self.hang_up_deadline = Instant::now().checked_add(AFTER_HANG_UP);
+            }
             self.machine.press_power_button();
             tracing::info!("signal {signal}: asked the guest to power off; send it again to end the machine");
             self.asked_to_end = true;
@@ -84,6 +91,9 @@ impl<'a> Watch<'a> {
         let control = self.machine.control();
         if self.deadline.is_some_and(|at| now >= at) {
             control.end(Ending::TimedOut);
+        }
+        if self.hang_up_deadline.is_some_and(|at| now >= at) {
+            control.end(Ending::Stopped(Some(libc::SIGHUP)));
         }
         if control.panicked() && !control.crash_kernel() {
             let at = *self.panic_deadline.get_or_insert(now + AFTER_PANIC);

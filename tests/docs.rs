@@ -1,0 +1,110 @@
+//! The documents: every `belljar` command in them is one that this binary understands, every option is in the README's
+//! table, and the README's tour runs as it stands.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{asset, belljar, real_kvm};
+
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = vec![root.join("README.md")];
+    let docs = std::fs::read_dir(root.join("docs")).unwrap();
+    paths.extend(docs.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md")));
+    paths.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The `belljar boot` part of a line of a code block, without comment, pipe and background sign.
+fn boot_command(line: &str) -> Option<String> {
+    let code = line.strip_prefix("    ").unwrap_or(line);
+    let at = code.find("belljar boot ")?;
+    let before = &code[..at];
+    let is_code = line.starts_with("    ") || before.is_empty() || before.ends_with("| ");
+    let is_prose = before.contains('`') || code.starts_with("belljar boot --help");
+    let command = code[at..].split(" #").next()?.trim().trim_end_matches('&').trim();
+    let command = command.split(" <").next()?.split(" 2>").next()?.split(" | ").next()?;
+    (is_code && !is_prose).then(|| command.trim().to_string())
+}
+
+#[test]
+fn every_command_is_understood() {
+    let mut seen = 0;
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("machine.toml"), "kernel = \"k\"\n").unwrap();
+    for (path, text) in documents() {
+        for command in text.lines().filter_map(boot_command) {
+            let program = env!("CARGO_BIN_EXE_belljar");
+            let script = format!("{} --dry-run", command.replacen("belljar", program, 1).replace(" --dry-run", ""));
+            // Kernel and initrd are only names here; what a command substitution would build is one too.
+            let script = script.replace("$(scripts/assets rootfs-systemd)", "disk.img");
+            let output = Command::new("sh")
+                .args(["-c", &script])
+                .env("K", "k")
+                .env("I", "i")
+                .current_dir(&dir)
+                .output()
+                .unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}: {command}\n{errors}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "only {seen} commands found");
+}
+
+#[test]
+fn the_readme_has_every_option() {
+    let (_, readme) = documents().remove(0);
+    let boot = belljar::cli::command().find_subcommand("boot").unwrap().clone();
+    for long in boot.get_arguments().filter_map(|arg| arg.get_long()).filter(|long| *long != "help") {
+        assert!(readme.contains(&format!("--{long}")), "README.md does not mention --{long}");
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for (path, text) in documents() {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = path.parent().unwrap().join(target.split('#').next().unwrap());
+            assert!(target.starts_with("http") || file.exists(), "{}: {target}", path.display());
+        }
+    }
+}
+
+/// The blocks marked `sh`, in one shell, with input at its end so that shells in guests end too.
+#[test]
+fn the_tour_of_the_readme_runs() {
+    let (true, Some(kernel), Some(initramfs)) = (real_kvm(), asset("kernel-6.12-cloud"), asset("initramfs-6.12-cloud"))
+    else {
+        return;
+    };
+    let dir = tempfile::TempDir::new().unwrap();
+    // Assets are where scripts/test put them; a guest's shell gets its end of input as a line.
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let wrapper = format!("#!/bin/sh\n[ -p /dev/stdin ] || exec </dev/null\nexec {} \"$@\"\n", belljar().display());
+    std::fs::write(bin.join("belljar"), wrapper).unwrap();
+    Command::new("chmod").arg("+x").arg(bin.join("belljar")).status().unwrap();
+    let mut blocks = String::new();
+    for block in include_str!("../README.md").split("```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next()) {
+        for line in block.lines().filter(|line| !line.starts_with("K=")) {
+            // Interactive guests have no user here: their shell is told to exit.
+            let feed = line.starts_with("belljar") && !line.contains("bj.end");
+            blocks.push_str(&if feed { format!("printf 'exit\\n' | {line}\n") } else { format!("{line}\n") });
+        }
+    }
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let status = Command::new("sh")
+        .args(["-e", "-c", &blocks])
+        .current_dir(&dir)
+        .env("PATH", path)
+        .env("K", kernel)
+        .env("I", initramfs)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}:\n{blocks}");
+    let report = std::fs::read_to_string(dir.path().join("verdict.json")).unwrap();
+    assert!(report.contains("\"verdict\":\"rebooted\""), "{report}");
+}
