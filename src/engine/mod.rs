@@ -148,13 +148,13 @@ pub enum Exit {
     Kicked,
     /// It waits for an interrupt (only engines that do not wait themselves).
     Halted,
-    /// Triple fault.
-    Shutdown,
+    /// Triple fault; what is known about it (some CPUs have forgotten their registers by then).
+    Shutdown(String),
     /// The guest asked the CPU to reset.
     Reset,
     /// A debug event.
     Debug,
-    /// The engine cannot go on with this guest.
+    /// The engine cannot go on with this guest; registers, code bytes and why.
     Crashed(String),
 }
 

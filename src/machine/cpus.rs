@@ -50,13 +50,8 @@ impl Cpus {
         let mut cpus = Self { gate: Arc::default(), threads: Vec::with_capacity(vcpus.len()) };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let mailbox = Arc::new(Mutex::default());
-            let runner = Runner {
-                index,
-                io: io.clone(),
-                control: control.clone(),
-                gate: cpus.gate.clone(),
-                mailbox: mailbox.clone(),
-            };
+            let runner =
+                Runner { io: io.clone(), control: control.clone(), gate: cpus.gate.clone(), mailbox: mailbox.clone() };
             let (kicker, counters) = (vcpu.kicker(), vcpu.counters());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
@@ -199,7 +194,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What a vCPU thread needs beside its vCPU.
 struct Runner {
-    index: usize,
     io: Arc<dyn CpuIo + Send>,
     control: Arc<Control>,
     gate: Arc<Gate>,
@@ -208,34 +202,26 @@ struct Runner {
 
 impl Runner {
     fn run(self, mut vcpu: Box<dyn Vcpu>) {
-        while self.may_run(vcpu.as_mut()) {
+        while self.may_run(vcpu.as_mut(), true) {
             if self.gate.first_run.load(Ordering::Relaxed) == 0 {
                 self.gate.first_run.store(clock::monotonic_nanos(), Ordering::Relaxed);
             }
-            match vcpu.run(self.io.as_ref()) {
-                Ok(Exit::Kicked | Exit::Debug) => {}
-                Ok(exit) => {
-                    self.end(exit);
-                    self.gate.park_until_stopped(&self.mailbox, vcpu.as_mut());
-                    return;
-                }
-                Err(e) => self.control.end(Ending::Failed(e.to_string())),
-            }
+            self.control.end(match vcpu.run(self.io.as_ref()) {
+                Ok(Exit::Kicked | Exit::Debug) => continue,
+                Ok(Exit::Reset) => Ending::Reset,
+                Ok(Exit::Crashed(report) | Exit::Shutdown(report)) => Ending::CpuDied(report),
+                // Engines of ours wait for interrupts themselves; one that does not has nothing left to wake this CPU.
+                Ok(Exit::Halted) => Ending::Halted,
+                Err(e) => Ending::Failed(e.to_string()),
+            });
+            self.may_run(vcpu.as_mut(), false);
+            return;
         }
     }
 
-    fn end(&self, exit: Exit) {
-        self.control.end(match exit {
-            Exit::Reset => Ending::Reset,
-            Exit::Crashed(report) => Ending::CpuDied(report),
-            Exit::Shutdown => Ending::CpuDied(format!("vCPU {}: triple fault", self.index)),
-            // Engines of ours wait for interrupts themselves; one that does not has nothing left to wake this CPU.
-            Exit::Halted | Exit::Kicked | Exit::Debug => Ending::Halted,
-        });
-    }
-
-    /// Serves requests and waits while the machine is paused. False when the machine stops.
-    fn may_run(&self, vcpu: &mut dyn Vcpu) -> bool {
+    /// Serves requests and waits while the machine is paused, or until it stops if this CPU is not `able` to run again.
+    /// False when the machine stops.
+    fn may_run(&self, vcpu: &mut dyn Vcpu, able: bool) -> bool {
         let mut state = lock(&self.gate.state);
         let mut parked = false;
         loop {
@@ -244,41 +230,136 @@ impl Runner {
                 drop(state);
                 requests.into_iter().for_each(|request| request(vcpu));
                 state = lock(&self.gate.state);
-                continue;
-            }
-            match state.mode {
-                Mode::Pause => {
-                    if !parked {
-                        parked = true;
-                        state.parked += 1;
-                        self.gate.changed.notify_all();
-                    }
-                    state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else if state.mode == Mode::Stop || (state.mode == Mode::Run && able) {
+                state.parked -= usize::from(parked);
+                return state.mode == Mode::Run;
+            } else {
+                if !parked {
+                    parked = true;
+                    state.parked += 1;
+                    self.gate.changed.notify_all();
                 }
-                mode => {
-                    state.parked -= usize::from(parked);
-                    return mode == Mode::Run;
-                }
+                state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
 }
 
-impl Gate {
-    /// For a vCPU that will not run again: answers requests until the machine stops.
-    fn park_until_stopped(&self, mailbox: &Mutex<Vec<Request>>, vcpu: &mut dyn Vcpu) {
-        let mut state = lock(&self.state);
-        state.parked += 1;
-        self.changed.notify_all();
-        while state.mode != Mode::Stop {
-            let requests = std::mem::take(&mut *lock(mailbox));
-            if requests.is_empty() {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            } else {
-                drop(state);
-                requests.into_iter().for_each(|request| request(vcpu));
-                state = lock(&self.state);
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::cpuid::CpuidTable;
+    use crate::arch::x86_64::state::CpuState;
+    use crate::engine::{IoAddr, Result};
+    use std::sync::atomic::AtomicBool;
+
+    /// Runs until kicked, or ends with the exit it was given.
+    struct Fake {
+        kicked: Arc<FakeKicker>,
+        runs: Arc<AtomicU64>,
+        exit: Option<Exit>,
+    }
+
+    #[derive(Debug, Default)]
+    struct FakeKicker(AtomicBool);
+    impl Kicker for FakeKicker {
+        fn kick(&self) {
+            self.0.store(true, Ordering::SeqCst);
         }
+    }
+
+    impl Vcpu for Fake {
+        fn set_state(&mut self, _: &CpuState) -> Result<()> {
+            Ok(())
+        }
+        fn state(&mut self) -> Result<CpuState> {
+            Ok(CpuState::default())
+        }
+        fn set_cpuid(&mut self, _: &CpuidTable) -> Result<()> {
+            Ok(())
+        }
+        fn tsc_khz(&self) -> Option<u32> {
+            None
+        }
+        fn kicker(&self) -> Arc<dyn Kicker> {
+            self.kicked.clone()
+        }
+        fn run(&mut self, _: &dyn CpuIo) -> Result<Exit> {
+            if let Some(exit) = self.exit.take() {
+                return Ok(exit);
+            }
+            while !self.kicked.0.swap(false, Ordering::SeqCst) {
+                self.runs.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(Exit::Kicked)
+        }
+        fn counters(&self) -> Arc<ExitCounters> {
+            Arc::default()
+        }
+    }
+
+    struct NoIo;
+    impl CpuIo for NoIo {
+        fn read(&self, _: IoAddr, _: &mut [u8]) {}
+        fn write(&self, _: IoAddr, _: &[u8]) {}
+    }
+
+    fn start(exits: Vec<Option<Exit>>) -> (Cpus, Vec<Arc<AtomicU64>>, Arc<Control>) {
+        let control = Control::new().unwrap();
+        let runs: Vec<_> = exits.iter().map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let fake = |(exit, runs): (Option<Exit>, &Arc<AtomicU64>)| {
+            Box::new(Fake { kicked: Arc::default(), runs: runs.clone(), exit }) as Box<dyn Vcpu>
+        };
+        let vcpus = exits.into_iter().zip(&runs).map(fake).collect();
+        let io: Arc<dyn CpuIo + Send> = Arc::new(NoIo);
+        (Cpus::start(vcpus, &io, &control).unwrap(), runs, control)
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !what() {
+            assert!(Instant::now() < limit, "it does not happen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn cpus_run_pause_and_go_on() {
+        let (cpus, runs, _) = start(vec![None, None]);
+        assert_eq!(cpus.first_run(), None);
+        cpus.resume();
+        wait_for(|| runs.iter().all(|n| n.load(Ordering::SeqCst) > 0));
+        assert!(cpus.first_run().is_some());
+        cpus.pause();
+        let now = || runs.iter().map(|n| n.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let paused = now();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(now(), paused);
+        cpus.resume();
+        wait_for(|| now().iter().zip(&paused).all(|(a, b)| a > b));
+    }
+
+    #[test]
+    fn requests_are_served_whether_running_or_paused() {
+        let (cpus, ..) = start(vec![None]);
+        assert_eq!(cpus.with(0, |_| 1).unwrap(), 1);
+        cpus.resume();
+        assert!(cpus.with(0, |vcpu| vcpu.state().is_ok()).unwrap());
+        cpus.pause();
+        assert_eq!(cpus.with(0, |_| 3).unwrap(), 3);
+        assert!(cpus.with(1, |_| ()).is_err());
+    }
+
+    #[test]
+    fn a_dead_cpu_ends_the_machine_and_still_answers() {
+        let (mut cpus, _, control) = start(vec![Some(Exit::Crashed("registers".into())), None]);
+        cpus.resume();
+        wait_for(|| control.ending().is_some());
+        assert_eq!(control.ending(), Some(Ending::CpuDied("registers".into())));
+        assert_eq!(cpus.with(0, |_| 7).unwrap(), 7);
+        cpus.pause();
+        cpus.stop();
+        cpus.stop();
     }
 }

@@ -234,8 +234,9 @@ impl Vcpu for KvmVcpu {
                     self.count(|c| &c.halt);
                     return Ok(Exit::Halted);
                 }
-                Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
-                Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => return Ok(Exit::Shutdown),
+                Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
+                    return Ok(Exit::Shutdown(crash::report(&self.fd, self.index, &self.ram, "triple fault")));
+                }
                 Ok(VcpuExit::SystemEvent(..)) => return Ok(Exit::Reset),
                 Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => self.count(|c| &c.other),
