@@ -20,6 +20,8 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
+use crate::host::vectored::IoBuf;
+
 pub mod buffers;
 pub mod file_ring;
 
@@ -135,6 +137,13 @@ impl Ram {
             Some(r) => Ok((r.host + (at - r.start) as usize) as *mut u8),
             None => Err(out),
         }
+    }
+
+    /// Guest-physical address of the first byte of `buf`, if it lies in this RAM.
+    pub fn guest_address(&self, buf: &IoBuf) -> Option<u64> {
+        let host = buf.volatile().ptr_guard().as_ptr() as usize;
+        let region = self.regions().find(|r| host.checked_sub(r.host).is_some_and(|offset| (offset as u64) < r.len))?;
+        Some(region.start + (host - region.host) as u64)
     }
 
     /// Puts `len` bytes of `file` from `offset` at guest-physical `at`: whole pages are mapped copy on write

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
+use crate::devices::balloon::BalloonHandle;
 use crate::devices::console_output::ConsoleHub;
 use crate::devices::{AttachError, Notify};
 use crate::host::event_loop::LoopHandle;
@@ -27,6 +28,8 @@ pub struct Builder<'a> {
     pub virtio: Vec<Placed<Box<dyn VirtioDevice>>>,
     /// Devices at fixed I/O ports.
     pub ports: Vec<PlacedPorts>,
+    /// Steers the balloon, if there is one.
+    pub balloon: Option<BalloonHandle>,
 }
 
 /// A device and its name in messages.

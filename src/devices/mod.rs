@@ -1,6 +1,7 @@
 //! The devices a machine can have. Adding one is a file here and two lines below: `mod` and an entry in [`KINDS`].
 //! Its options, `--help`, TOML table and ACPI entry follow from what the file says of itself.
 
+pub mod balloon;
 pub mod blk;
 pub mod builder;
 pub mod character_queues;
@@ -26,7 +27,7 @@ pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
 pub const KINDS: &[&dyn Kind] =
-    &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &vsock::Kind, &port::Kind];
+    &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &vsock::Kind, &balloon::Kind, &port::Kind];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).

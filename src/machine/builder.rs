@@ -8,6 +8,7 @@ use crate::arch::x86_64::cpuid::Topology;
 use crate::board::ioapic::{self, IoApic};
 use crate::board::layout;
 use crate::bus::Bus;
+use crate::devices::balloon::BalloonHandle;
 use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
 use crate::devices::{self, AttachError, Builder, PlainConsole, Spec};
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     pub consoles: Arc<ConsoleHub>,
     pub first_output: Arc<FirstOutput>,
     pub power: Arc<PowerPorts>,
+    pub balloon: Option<BalloonHandle>,
     _placement: Placement,
     _vm: Arc<dyn Vm>,
 }
@@ -98,13 +100,14 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         lines: &lines,
         virtio: Vec::new(),
         ports: Vec::new(),
+        balloon: None,
     };
     for device in &wanted {
         device.attach(&mut builder)?;
     }
     // Guests have the time from the PV clock; the real-time clock only answers those who ask without being told of it.
     devices::place_fixed(&mut builder, false);
-    let (virtio, ports) = (builder.virtio, builder.ports);
+    let (virtio, ports, balloon) = (builder.virtio, builder.ports, builder.balloon);
     let around =
         Around { bus: &bus, vm: &vm, ram: &ram, events: &main_loop.handle(), lines: &lines, first_gsi: FIRST_FREE_PIN };
     let placement = Placement::new(virtio, spec.transport, &around)?;
@@ -136,6 +139,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         consoles,
         first_output,
         power,
+        balloon,
         _placement: placement,
         _vm: vm,
     };

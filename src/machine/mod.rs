@@ -18,6 +18,7 @@ pub use control::{Control, Ending};
 use crate::board::ioapic::IoApic;
 use crate::bus::Bus;
 use crate::devices::AttachError;
+use crate::devices::balloon::BalloonHandle;
 use crate::engine::{self, CpuIo, ExitStats, IoAddr};
 use crate::firmware;
 use crate::host::clock;
@@ -118,6 +119,11 @@ impl Machine {
     /// The CPUs.
     pub fn cpus(&self) -> &Cpus {
         &self.cpus
+    }
+
+    /// Steers the memory balloon, if the machine has one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.parts.balloon.as_ref()
     }
 
     /// Name of the engine that runs the CPUs.
