@@ -38,7 +38,8 @@ fn every_command_is_understood() {
             let program = env!("CARGO_BIN_EXE_belljar");
             let script = format!("{} --dry-run", command.replacen("belljar", program, 1).replace(" --dry-run", ""));
             // Kernel and initrd are only names here; what a command substitution would build is one too.
-            let script = script.replace("$(scripts/assets rootfs-systemd)", "disk.img");
+            let script =
+                script.replace("$(scripts/assets rootfs-systemd)", "disk.img").replace(" ... ", " --kernel k ");
             let output = Command::new("sh")
                 .args(["-c", &script])
                 .env("K", "k")
