@@ -7,6 +7,7 @@
 //! | [`cli`] | the command line |
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
+//! | [`devices`] | every device: options, help, construction, behaviour |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
 //! | [`firmware`] | ACPI tables, power registers |
 //! | [`virtio`], [`pci`] | queues, transports, driver-side test kit; configuration space, MSI-X |
@@ -17,6 +18,22 @@
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
 //! | [`bus`], [`irq`], [`mem`] | ports and registers, interrupts, guest RAM |
 //! | [`host`] | event loops, terminals, raw system calls |
+//!
+//! # Threads
+//!
+//! | thread | does | never |
+//! | --- | --- | --- |
+//! | main | builds the machine, then waits for its end, signals, the time limit | touches a device |
+//! | `vcpuN` | runs guest code, answers register accesses, (de)activates virtio devices | waits for I/O |
+//! | `devices` | one event loop: all device work that does not block | waits for anything but events |
+//! | one for each blocking device | an event loop of its own: synchronous disk I/O | |
+//!
+//! # Lock order
+//!
+//! A thread that holds a lock takes others only further down: a transport's state; a queue's or device's own state; the
+//! I/O APIC; interrupt routes of the engine; console streams; the log. The bus is not locked while a device works. An event
+//! loop never waits for a vCPU thread; a vCPU thread waits for an event loop only to take a reset device off it, and what
+//! runs on loops takes no transport lock.
 
 pub mod arch;
 pub mod block;
