@@ -1,6 +1,6 @@
 //! A memory balloon (virtio 1.3, section 5.5): the guest gives memory back to the host, on demand or as it frees it.
 //!
-//! [`BalloonHandle`] may be used on any thread; [`Balloon`] answers the transport on vCPU threads; pages are given
+//! [`BalloonHandle`] may be used on any thread; `Balloon` answers the transport on vCPU threads; pages are given
 //! back on the event loop. Large pages of the host are split where a part of them is given back.
 
 use std::sync::{Arc, Mutex, PoisonError};
