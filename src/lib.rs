@@ -17,6 +17,7 @@
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
 //! | [`bus`], [`irq`], [`mem`] | ports and registers, interrupts, guest RAM |
+//! | `fuzz` | fuzz targets, for tests and `fuzz/` only |
 //! | [`host`] | event loops, terminals, raw system calls |
 //!
 //! # Threads
@@ -43,6 +44,8 @@ pub mod cli;
 pub mod devices;
 pub mod engine;
 pub mod firmware;
+#[cfg(any(test, feature = "testkit"))]
+pub mod fuzz;
 pub mod host;
 pub mod irq;
 pub mod loader;

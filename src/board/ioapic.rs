@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::engine;
+use crate::host::log_limit::LogLimit;
 use crate::irq::{IrqLine, MsiMessage, MsiSink, MsiVector};
 
 /// Bytes of registers.
@@ -38,6 +39,8 @@ const MSI_ADDRESS: u64 = 0xfee0_0000;
 const MSI_ADDRESS_LOGICAL: u64 = 1 << 2;
 const MSI_DATA_ASSERT: u32 = 1 << 14;
 const MSI_DATA_LEVEL: u32 = 1 << 15;
+
+static ROUTE_FAILED: LogLimit = LogLimit::new();
 
 /// The I/O APIC of a machine; its pins are the machine's GSIs.
 #[derive(Debug)]
@@ -160,7 +163,12 @@ impl Pin {
         if self.routed != Some(message) {
             match out.route(Some(message)) {
                 Ok(()) => self.routed = Some(message),
-                Err(e) => tracing::error!("I/O APIC: {e}"),
+                Err(e) => {
+                    if ROUTE_FAILED.allow() {
+                        tracing::warn!("I/O APIC: {e}");
+                    }
+                    return;
+                }
             }
         }
         let level = self.entry & entry::LEVEL != 0;

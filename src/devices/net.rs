@@ -192,6 +192,13 @@ impl Net {
     }
 }
 
+/// A card over any backends, for tests.
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) fn over(backends: Vec<Arc<dyn Backend>>) -> Box<dyn VirtioDevice> {
+    let mac = Mac::new([0x52, 0x54, 0, 0, 0, 1]).unwrap_or_else(|| unreachable!("it is an address of one card"));
+    Box::new(Net::new(backends, mac, Some(1500), true))
+}
+
 impl VirtioDevice for Net {
     fn info(&self) -> Info {
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * self.backends.len()];

@@ -22,6 +22,7 @@ use crate::host::alarm::Alarm;
 use crate::host::chardev::{Pty, Sink, Target, stdin};
 use crate::host::escape::EscapeKeys;
 use crate::host::event_loop::LoopHandle;
+use crate::host::log_limit::LogLimit;
 use crate::host::socket::Listening;
 use crate::host::terminal::{self, Terminal, WindowSize};
 
@@ -332,8 +333,10 @@ impl Output {
     }
 
     fn report(&mut self, name: &str) {
-        let lost = std::mem::take(&mut self.lost);
-        if lost > 0 {
+        // A guest can cause this as often as it likes: what is not told now is told with the next line.
+        static LOST: LogLimit = LogLimit::new();
+        if self.lost > 0 && LOST.allow() {
+            let lost = std::mem::take(&mut self.lost);
             tracing::warn!("{name}: {lost} bytes of output were lost: its reader is too slow");
         }
     }

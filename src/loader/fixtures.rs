@@ -1,5 +1,6 @@
 //! Made-up kernels for tests.
 
+#[cfg(test)]
 use std::fs::File;
 use std::io::Write;
 
@@ -72,8 +73,9 @@ pub fn vmlinux() -> Vec<u8> {
     elf(0x10_0020, &[load(0x10_0000, &code, 0), load(0x10_4000, &[7; 5000], 9000), notes(LINUX_NOTES)])
 }
 
+#[cfg(test)]
 pub fn file(content: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
+    let mut file = File::from(rustix::fs::memfd_create("fixture", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.write_all(content).unwrap();
     file
 }

@@ -8,8 +8,8 @@ pub mod cache;
 pub mod cmdline;
 mod compact;
 pub mod elf;
-#[cfg(test)]
-mod fixtures;
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) mod fixtures;
 pub mod initrd;
 mod linux;
 mod packed;

@@ -108,15 +108,18 @@ impl Control {
             GuestEvent::Reset => self.end(Ending::Reset),
             GuestEvent::ExitPort(status) => self.end(Ending::ExitPort(status)),
             GuestEvent::UserQuit => self.end(Ending::Stopped(None)),
-            GuestEvent::Panicked => {
-                self.panicked.store(true, Ordering::Release);
-                self.wake();
-            }
+            GuestEvent::Panicked => self.on_panic(),
             GuestEvent::CrashLoaded => {
                 self.crash_kernel.store(true, Ordering::Release);
-                self.panicked.store(true, Ordering::Release);
-                self.wake();
+                self.on_panic();
             }
+        }
+    }
+
+    /// A guest can say so as often as it likes: only the first time wakes the main thread.
+    fn on_panic(&self) {
+        if !self.panicked.swap(true, Ordering::AcqRel) {
+            self.wake();
         }
     }
 
@@ -139,6 +142,8 @@ mod tests {
         notify(GuestEvent::Panicked);
         assert!(control.panicked() && control.ending().is_none());
         assert!(control.awake() && !control.awake());
+        notify(GuestEvent::Panicked);
+        assert!(!control.awake(), "said before");
         notify(GuestEvent::Reset);
         notify(GuestEvent::PowerOff);
         assert_eq!(control.ending(), Some(Ending::Reset));

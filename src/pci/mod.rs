@@ -5,6 +5,8 @@
 pub mod config;
 pub mod msix;
 pub mod root;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testing;
 
 /// The PCI topology could not be built; never caused by a guest.
 #[derive(Debug, thiserror::Error)]

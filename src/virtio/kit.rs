@@ -188,6 +188,21 @@ impl Kit {
         at
     }
 
+    /// Bytes that `alloc` can still give out.
+    pub fn free_memory(&self) -> usize {
+        self.ram.region_of(0).map_or(0, |region| region.len.saturating_sub(self.next) as usize)
+    }
+
+    /// Descriptors of queue `index` that the driver has.
+    pub fn free_descriptors(&self, index: usize) -> usize {
+        self.queues[index].free.len()
+    }
+
+    /// Whether the device is active.
+    pub fn is_active(&self) -> bool {
+        self.active.is_some()
+    }
+
     fn start(&mut self, features: u64) -> Result<Runner, ActivateError> {
         assert!(self.active.is_none(), "reset first");
         let info = self.device.info();

@@ -17,7 +17,7 @@ use crate::virtio::queue::Queues;
 pub mod chain;
 pub mod config;
 pub mod interrupt;
-#[cfg(test)]
+#[cfg(any(test, feature = "testkit"))]
 pub mod kit;
 pub mod queue;
 #[cfg(test)]

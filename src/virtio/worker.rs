@@ -81,13 +81,13 @@ impl Runner {
     }
 
     /// What [`Queues::pause`] asked for since the last call: (token, paused).
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn take_pauses(&mut self) -> Vec<(u32, bool)> {
         std::mem::take(&mut self.queues.watches.pauses)
     }
 
     /// All descriptors to poll: the handler's with their tokens, and the one that stands for its watches.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn poll_fds(&self) -> (Vec<(RawFd, u32)>, Option<RawFd>) {
         (self.handler.fds(), self.queues.watches.fd())
     }

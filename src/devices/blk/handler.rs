@@ -9,6 +9,7 @@ use super::request::{self, Request, Status};
 use super::{Shared, Way, field};
 use crate::block::{Disk, SECTOR, total};
 use crate::host::alarm::Alarm;
+use crate::host::log_limit::LogLimit;
 use crate::mem::file_ring::FileRing;
 use crate::virtio::queue::Queues;
 use crate::virtio::{Broken, Chain, Handler};
@@ -60,7 +61,11 @@ impl Requests {
         let ring = match ring.transpose() {
             Ok(ring) => ring.map(|ring| Ring { ring, flying: Vec::new(), free: Vec::new() }),
             Err(e) => {
-                tracing::info!("{}: the host refuses io_uring ({e}): requests go one by one", shared.path.display());
+                static REFUSED: LogLimit = LogLimit::new();
+                if REFUSED.allow() {
+                    let path = shared.path.display();
+                    tracing::info!("{path}: the host refuses io_uring ({e}): requests go one by one");
+                }
                 None
             }
         };

@@ -141,8 +141,12 @@ impl Receiver {
     }
 
     fn die(&mut self, error: &io::Error) {
+        // Once for each activation, of which there can be as many as the guest likes.
+        static DEAD: LogLimit = LogLimit::new();
         self.dead = true;
-        tracing::warn!("the network card receives no more packets: {error}");
+        if DEAD.allow() {
+            tracing::warn!("the network card receives no more packets: {error}");
+        }
     }
 
     fn drop_packet(&self, why: &str) {

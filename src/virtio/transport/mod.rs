@@ -9,7 +9,7 @@ pub mod mmio;
 pub mod pci;
 mod window;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testkit"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

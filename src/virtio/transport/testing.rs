@@ -15,7 +15,7 @@ use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::bus::Bus;
 use crate::engine::{CpuIo, Error, IoAddr, RegisterPages, Result, Vcpu, Vm};
 use crate::irq::{IrqLine, MsiSink};
-use crate::pci::msix::tests::Sink;
+use crate::pci::testing::Sink;
 
 type Shown = Arc<Mutex<BTreeMap<u64, (usize, u64)>>>;
 
