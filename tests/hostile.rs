@@ -7,7 +7,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -44,6 +44,8 @@ const DEVICES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rng", &["--rng"]),
+    ("vsock", &["--vsock", "DIR/vsock"]),
+    ("balloon", &["--balloon", "size=8M,stats=1,free-page-reporting"]),
     ("port", &["--port", "name=test,to=socket=DIR/port"]),
     // Its own network namespace has the interface.
     ("net", &["--net", "tap=hostile0"]),
@@ -124,8 +126,10 @@ impl Run {
         let mut session = Session::start(self.command(dir.path()));
         let over = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
-            scope.spawn(|| chatter(&dir.path().join("console"), &over));
-            scope.spawn(|| chatter(&dir.path().join("port"), &over));
+            scope.spawn(|| chatter(&dir.path().join("console"), b"", &over));
+            scope.spawn(|| chatter(&dir.path().join("port"), b"", &over));
+            scope.spawn(|| chatter(&dir.path().join("vsock"), b"CONNECT 1\n", &over));
+            scope.spawn(|| serve(&dir.path().join("vsock_1"), &over));
             let most = watch(&mut session);
             let outcome = session.finish(LIMIT);
             over.store(true, Ordering::Release);
@@ -169,21 +173,39 @@ fn watch(session: &mut Session) -> u64 {
     most
 }
 
-/// Reads and writes at the socket as long as belljar runs.
-fn chatter(path: &Path, over: &AtomicBool) {
+/// Reads and writes at the socket as long as belljar runs, beginning with `greeting`.
+fn chatter(path: &Path, greeting: &[u8], over: &AtomicBool) {
     while !over.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(20));
         let Ok(mut client) = UnixStream::connect(path) else { continue };
-        client.set_nonblocking(true).unwrap();
-        let mut buffer = [0x41; 4096];
-        for turn in 0..200 {
-            let read = client.read(&mut buffer);
-            let written = if turn % 4 == 0 { client.write(&buffer[..700]) } else { Ok(1) };
-            if over.load(Ordering::Acquire) || matches!(read, Ok(0)) || matches!(written, Ok(0)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        if client.write_all(greeting).is_ok() {
+            talk(client, over);
         }
+    }
+}
+
+/// The same with whoever connects to a socket here.
+fn serve(path: &Path, over: &AtomicBool) {
+    let listener = UnixListener::bind(path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    while !over.load(Ordering::Acquire) {
+        match listener.accept() {
+            Ok((client, _)) => talk(client, over),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn talk(mut client: UnixStream, over: &AtomicBool) {
+    client.set_nonblocking(true).unwrap();
+    let mut buffer = [0x41; 4096];
+    for turn in 0..100 {
+        let read = client.read(&mut buffer);
+        let written = if turn % 4 == 0 { client.write(&buffer[..700]) } else { Ok(1) };
+        if over.load(Ordering::Acquire) || matches!(read, Ok(0)) || matches!(written, Ok(0)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -46,6 +46,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "console", run: queues::console, seeds: none },
     Target { name: "port", run: queues::port, seeds: none },
     Target { name: "rng", run: queues::rng, seeds: none },
+    Target { name: "balloon", run: queues::balloon, seeds: none },
+    Target { name: "vsock", run: queues::vsock, seeds: none },
     Target { name: "pci", run: registers::pci, seeds: none },
     Target { name: "mmio", run: registers::mmio, seeds: none },
     Target { name: "board", run: registers::board, seeds: none },

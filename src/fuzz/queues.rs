@@ -1,6 +1,9 @@
 //! Virtqueues: the ring code over memory of any content, and the handlers of all devices behind the driver-side kit.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -108,6 +111,7 @@ pub(super) fn device(name: &str, text: &str) -> Box<dyn VirtioDevice> {
         lines: &|_| panic!("virtio devices need no lines here"),
         virtio: Vec::new(),
         ports: Vec::new(),
+        balloon: None,
     };
     spec.attach(&mut builder).unwrap();
     builder.virtio.pop().unwrap().device
@@ -139,6 +143,54 @@ pub(super) fn port(data: &[u8]) {
 
 pub(super) fn rng(data: &[u8]) {
     drive(device("rng", ""), &mut Input(data), &mut |_| {});
+}
+
+/// It takes pages away, those of rings among them.
+pub(super) fn balloon(data: &[u8]) {
+    let device = device("balloon", "size=64K,stats=1,free-page-reporting");
+    run(device, Driver { trusts: false, ..Driver::default() }, &mut Input(data), &mut |_| {});
+}
+
+/// Programs of the host connect, talk and leave; one serves port 1.
+pub(super) fn vsock(data: &[u8]) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("belljar-fuzz-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("s");
+    let server = UnixListener::bind(dir.join("s_1")).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let device = device("vsock", path.to_str().unwrap());
+    // From the guest to the host, port 1 to port 1, no data, a stream, a request.
+    let mut packet = [0; 44];
+    [(0, 3), (8, 2), (16, 1), (20, 1), (28, 1), (30, 1), (37, 1)].into_iter().for_each(|(at, byte)| packet[at] = byte);
+    let mut programs: Vec<UnixStream> = Vec::new();
+    let mut outside = |input: &mut Input<'_>| {
+        let (step, which) = (input.byte(), input.byte());
+        let index = usize::from(which) % programs.len().max(1);
+        match (step % 6, programs.get(index)) {
+            (0, _) if programs.len() < 8 => {
+                let Ok(mut program) = UnixStream::connect(&path) else { return };
+                program.set_nonblocking(true).unwrap();
+                let _ = match which & 8 {
+                    0 => program.write(format!("CONNECT {}\n", which & 7).as_bytes()),
+                    _ => program.write(input.bytes(usize::from(which))),
+                };
+                programs.push(program);
+            }
+            (1, _) => {
+                let accepted = server.accept().into_iter().map(|(program, _)| program);
+                programs.extend(accepted.inspect(|program| program.set_nonblocking(true).unwrap()));
+            }
+            (2, Some(mut program)) => drop(program.write(&vec![step; usize::from(which) << 6])),
+            (3, Some(mut program)) => drop(program.read(&mut vec![0; usize::from(which) << 6])),
+            (4, Some(program)) => drop(program.shutdown(std::net::Shutdown::Write)),
+            (5, Some(_)) => drop(programs.swap_remove(index)),
+            _ => {}
+        }
+    };
+    run(device, Driver { header: &packet, ..Driver::default() }, &mut Input(data), &mut outside);
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 /// A cable instead of a tap.
@@ -187,6 +239,30 @@ pub(super) fn net(data: &[u8]) {
 
 /// A driver that does what the input says. `outside` lets something happen on the host.
 fn drive(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, outside: &mut dyn FnMut(&mut Input<'_>)) {
+    run(device, Driver::default(), input, outside);
+}
+
+/// What is special about a device.
+#[derive(Clone, Copy)]
+struct Driver<'a> {
+    /// It writes to no other memory than its buffers.
+    trusts: bool,
+    /// Requests begin like this.
+    header: &'a [u8],
+}
+
+impl Default for Driver<'_> {
+    fn default() -> Self {
+        Self { trusts: true, header: &[0; 16] }
+    }
+}
+
+fn run(
+    device: Box<dyn VirtioDevice>,
+    driver: Driver<'_>,
+    input: &mut Input<'_>,
+    outside: &mut dyn FnMut(&mut Input<'_>),
+) {
     let offered = device.info().features;
     let count = device.info().queue_sizes.len();
     let mut kit = Kit::with_ram(device, ram());
@@ -194,7 +270,7 @@ fn drive(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, outside: &mut dyn
         return;
     }
     // As long as the driver keeps to the rules of rings, the device must as well: the kit checks what comes back.
-    let mut honest = true;
+    let mut honest = driver.trusts;
     for _ in 0..STEPS {
         if input.is_empty() {
             break;
@@ -202,7 +278,7 @@ fn drive(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, outside: &mut dyn
         let step = input.byte();
         let index = usize::from(step >> 4) % count;
         match step & 15 {
-            0..=5 => honest &= request(&mut kit, index, input),
+            0..=5 => honest &= request(&mut kit, index, driver.header, input),
             6 | 7 => kit.notify(index),
             8 => drop(kit.poll_fds(Duration::ZERO)),
             9 => outside(input),
@@ -218,7 +294,7 @@ fn drive(device: Box<dyn VirtioDevice>, input: &mut Input<'_>, outside: &mut dyn
             13 => kit.suppress_interrupts(index, input.u16()),
             14 => {
                 kit.reset();
-                honest = true;
+                honest = driver.trusts;
                 if !activate(&mut kit, offered, input) {
                     return;
                 }
@@ -241,17 +317,16 @@ fn activate(kit: &mut Kit, offered: u64, input: &mut Input<'_>) -> bool {
 
 /// A request of the shape that most devices know: small numbers first, then data, then room. False if a device may
 /// now write to the rings.
-fn request(kit: &mut Kit, index: usize, input: &mut Input<'_>) -> bool {
+fn request(kit: &mut Kit, index: usize, header: &[u8], input: &mut Input<'_>) -> bool {
     let shape = input.byte();
     let (outs, ins) = (usize::from(shape & 3), usize::from(shape >> 2 & 3));
     let mut honest = true;
     let mut parts = Vec::new();
-    let mut header = [0; 16];
+    let mut header = header.to_vec();
     if outs > 0 {
-        header.iter_mut().zip(input.bytes(8)).for_each(|(to, from)| *to = *from);
-        // Where the first bytes go decides what they mean: a type and a sector, or a class and a command.
-        if shape & 0x40 != 0 {
-            header[8] = std::mem::take(&mut header[1]);
+        for _ in 0..4 {
+            let (at, change) = (input.below(header.len()), input.byte());
+            header[at] ^= change;
         }
     }
     for i in 0..outs + ins {

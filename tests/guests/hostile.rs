@@ -17,7 +17,10 @@ const DESCRIPTORS: u64 = 16 << 20;
 const AVAILABLE: u64 = 18 << 20;
 const INDIRECT: u64 = 20 << 20;
 const USED: u64 = 22 << 20;
-const BUFFERS: u64 = 24 << 20;
+/// Numbers of pages that a balloon may take away: those from [`BUFFERS`] on. Their bytes are such that misaligned
+/// numbers are no RAM.
+const PAGES: u64 = 24 << 20;
+const BUFFERS: u64 = 26 << 20;
 const RAM_END: u64 = 64 << 20;
 /// Space of one queue in each of these.
 const STEP: u64 = 0x4000;
@@ -27,6 +30,10 @@ const ECAM: u64 = 0xe000_0000;
 const IOAPIC: u64 = 0xfec0_0000;
 const SERIAL: u16 = 0x3f8;
 const EXIT: u16 = 0xf4;
+
+/// Device types that need to be treated as what they are.
+const BALLOON: u64 = 5;
+const VSOCK: u64 = 19;
 
 const MAX_DEVICES: usize = 24;
 const MAX_QUEUES: usize = 5;
@@ -147,6 +154,8 @@ struct Queue {
 #[derive(Clone, Copy)]
 struct Device {
     number: u64,
+    /// Device type.
+    kind: u64,
     pci: bool,
     /// Registers: the page of virtio-mmio, or the common configuration.
     base: u64,
@@ -178,6 +187,7 @@ static mut GUEST: Guest = {
     let queue = Queue { size: 0, next: 0, available: 0, used: 0 };
     let device = Device {
         number: 0,
+        kind: 0,
         pci: false,
         base: 0,
         config: 0,
@@ -199,6 +209,9 @@ extern "C" fn main(boot_params: u64) -> ! {
     guest.random.0 = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     // From now on the guest's memory does not grow, so that the host's growth can be seen.
     (DESCRIPTORS..RAM_END).step_by(4096).for_each(|at| w(at, 8, 0));
+    for at in (PAGES..PAGES + 0x2000).step_by(4) {
+        w(at, 4, guest.random.below(0x26) << 8 | 0x1a10 | guest.random.below(16));
+    }
     guest.discover();
     say(if guest.count > 0 { "hostile: found devices\n" } else { "hostile: found no devices\n" });
     for index in 0..guest.count {
@@ -246,7 +259,7 @@ impl Guest {
         for slot in 0..32 {
             let at = MMIO_FIRST + slot * 0x1000;
             if r(at, 4) == 0x7472_6976 && r(at + 8, 4) != 0 {
-                self.add(Device { base: at, config: at + 0x100, notify: at + 0x50, ..self.devices[0] });
+                self.add(Device { kind: r(at + 8, 4), base: at, config: at + 0x100, notify: at + 0x50, ..self.devices[0] });
             }
         }
         for slot in 0..32 {
@@ -259,7 +272,7 @@ impl Guest {
 
     fn discover_function(&mut self, space: u64) {
         let bar = r(space + 0x10, 4) & !0xf;
-        let mut device = Device { pci: true, space, bar, ..self.devices[0] };
+        let mut device = Device { kind: r(space + 2, 2) - 0x1040, pci: true, space, bar, ..self.devices[0] };
         w(space + 4, 2, 6);
         let mut at = r(space + 0x34, 1);
         while at != 0 {
@@ -489,7 +502,7 @@ impl Guest {
             if self.random.one_in(200) {
                 follows = self.random.value();
             }
-            let (at, len) = self.part(i, write);
+            let (at, len) = self.part(device.kind, i, write);
             self.describe(slot, at, len, flags, follows);
         }
         if !indirect {
@@ -504,7 +517,10 @@ impl Guest {
     }
 
     /// Address and length of the `i`th buffer; its content, if it is to be read.
-    fn part(&mut self, i: u64, write: bool) -> (u64, u64) {
+    fn part(&mut self, kind: u64, i: u64, write: bool) -> (u64, u64) {
+        if kind == BALLOON && !write && !self.wild {
+            return (PAGES + self.random.below(0x1000), self.random.below(0x1000));
+        }
         let at = self.buffer();
         let len = match self.random.below(40) {
             0 => self.random.value() & 0xffff_ffff,
@@ -520,7 +536,26 @@ impl Guest {
                 w(at + 4 * word, 4, if self.random.one_in(4) { value } else { value & 15 });
             }
         }
+        if kind == VSOCK && i == 0 && !write && (BUFFERS..RAM_END - 64).contains(&at) {
+            return (at, self.packet(at));
+        }
         (at, len)
+    }
+
+    /// A vsock packet, from the guest to a few ports of the host; returns its length.
+    fn packet(&mut self, at: u64) -> u64 {
+        let len = if self.random.one_in(2) { 0 } else { self.random.below(3000) };
+        w(at, 8, 3);
+        w(at + 8, 8, 2);
+        w(at + 16, 4, self.random.below(6));
+        w(at + 20, 4, self.random.below(4));
+        w(at + 24, 4, len);
+        w(at + 28, 2, 1);
+        w(at + 30, 2, self.random.below(9));
+        w(at + 32, 4, self.random.below(4));
+        w(at + 36, 4, self.random.value());
+        w(at + 40, 4, self.random.value());
+        44 + len
     }
 
     fn describe(&self, slot: u64, at: u64, len: u64, flags: u64, next: u64) {
@@ -539,7 +574,9 @@ impl Guest {
         let queue = self.random.below(device.count as u64) as usize;
         let state = device.queues[queue];
         let value = self.random.value();
-        match self.random.below(4) {
+        // What a balloon reads from anywhere may name the pages of this code.
+        let ways = if device.kind == BALLOON && !self.wild { 3 } else { 4 };
+        match self.random.below(ways) {
             0 => w(Self::place(AVAILABLE, device.number, queue) + 2, 2, value),
             1 => w(Self::place(AVAILABLE, device.number, queue) + 4 + 2 * self.random.below(state.size), 2, value),
             2 => w(Self::place(USED, device.number, queue) + 2, 2, value),

@@ -190,7 +190,10 @@ impl VsockHandler {
         connection.watched = wanted;
         let Some(interest) = wanted else { return queues.unwatch(fd) };
         if let Err(e) = queues.watch(fd, FIRST_SLOT + slot as u32, interest) {
-            tracing::warn!("vsock connection ended: its socket cannot be watched: {e}");
+            static UNWATCHED: LogLimit = LogLimit::new();
+            if UNWATCHED.allow() {
+                tracing::warn!("vsock connection ended: its socket cannot be watched: {e}");
+            }
             self.end(slot, Verdict::Reset, queues);
         }
     }
