@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub fn asset(name: &str) -> Option<PathBuf> {
     let variable = format!("BELLJAR_ASSET_{}", name.to_uppercase().replace(['-', '.'], "_"));
     let found = std::env::var_os(variable).map(PathBuf::from);
     if found.is_none() {
-        println!("SKIPPED: no asset {name}: run scripts/test");
+        println!("\nSKIPPED: no asset {name}: run scripts/test");
     }
     found
 }
@@ -34,9 +34,25 @@ pub fn real_kvm() -> bool {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let real = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists();
     if !real {
-        println!("SKIPPED: no KVM with VT-x or SVM here: run scripts/test");
+        println!("\nSKIPPED: no KVM with VT-x or SVM here: run scripts/test");
     }
     real
+}
+
+/// A directory for files of a test; on a file system with holes and direct I/O, which not every /tmp has.
+pub fn scratch() -> tempfile::TempDir {
+    std::fs::create_dir_all("/var/tmp").unwrap();
+    tempfile::Builder::new().prefix("belljar-test-").tempdir_in("/var/tmp").unwrap()
+}
+
+/// Runs a program of the host, which must succeed, and returns what it prints.
+#[track_caller]
+pub fn host(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {}\n{text}", output.status);
+    text
 }
 
 /// A guest to boot.
@@ -71,6 +87,12 @@ impl Guest {
         Some(Self { command, append: vec!["quiet".into()], limit: 110 })
     }
 
+    /// With `tests/guests/guest_tool.rs` as `guest-tool`, in a second initramfs.
+    pub fn with_tool(self) -> Self {
+        let initramfs = asset("guest-tool").expect("scripts/test makes it");
+        self.arg("--initrd", initramfs)
+    }
+
     /// More flags.
     pub fn args<I: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = I>) -> Self {
         self.command.args(args);
@@ -85,6 +107,12 @@ impl Guest {
     /// Seconds after which belljar shall end the guest.
     pub fn limit(mut self, seconds: u64) -> Self {
         self.limit = seconds;
+        self
+    }
+
+    /// An environment variable of belljar.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
         self
     }
 
@@ -104,7 +132,9 @@ impl Guest {
     pub fn start(mut self) -> Session {
         let append = self.append.join(" ");
         self.command.args(["--append", &append, "--timeout", &self.limit.to_string()]);
-        Session::start(self.command)
+        let mut session = Session::start(self.command);
+        session.talk.patience = Duration::from_secs(self.limit + 10);
+        session
     }
 
     /// Runs it to its end.
@@ -113,15 +143,22 @@ impl Guest {
     }
 }
 
-/// A running belljar, as a user sees it.
-pub struct Session {
-    pub child: Child,
-    stdin: Option<ChildStdin>,
+/// Somebody who prints, and perhaps listens: a console, at whichever end of whatever line.
+pub struct Talk {
+    input: Option<Box<dyn Write + Send>>,
     output: Receiver<Vec<u8>>,
-    errors: Receiver<Vec<u8>>,
     /// Everything printed so far.
     pub seen: String,
     at: usize,
+    /// How long to wait for a text.
+    pub patience: Duration,
+}
+
+/// A running belljar, as a user sees it. Its `Talk` is standard input and output.
+pub struct Session {
+    pub child: Child,
+    talk: Talk,
+    errors: Talk,
 }
 
 /// A belljar that has ended.
@@ -134,54 +171,133 @@ pub struct Outcome {
     pub errors: String,
 }
 
-impl Session {
-    pub fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let stdin = child.stdin.take();
-        let output = follow(child.stdout.take().unwrap());
-        let errors = follow(child.stderr.take().unwrap());
-        Self { child, stdin, output, errors, seen: String::new(), at: 0 }
+impl Talk {
+    pub fn new(input: Option<Box<dyn Write + Send>>, output: impl Read + Send + 'static) -> Self {
+        Self { input, output: follow(output), seen: String::new(), at: 0, patience: BOOT }
+    }
+
+    /// Over a socket or terminal.
+    pub fn over(line: impl Into<std::os::fd::OwnedFd>) -> Self {
+        let line = std::fs::File::from(line.into());
+        Self::new(Some(Box::new(line.try_clone().unwrap())), line)
+    }
+
+    /// A client of the UNIX socket at `path`, which may have to appear first.
+    pub fn connect(path: &Path) -> Self {
+        let limit = Instant::now() + BOOT;
+        loop {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Ok(line) => return Self::over(line),
+                Err(e) => assert!(Instant::now() < limit, "{}: {e}", path.display()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn wait_for(&mut self, text: &str) -> Result<(), RecvTimeoutError> {
+        let limit = Instant::now() + self.patience;
+        while !self.seen[self.at..].contains(text) {
+            let bytes = self.output.recv_timeout(limit.saturating_duration_since(Instant::now()))?;
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        self.at += self.seen[self.at..].find(text).unwrap_or(0) + text.len();
+        Ok(())
     }
 
     /// Waits until `text` is printed after what was expected last.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
-        let limit = Instant::now() + BOOT;
-        while !self.seen[self.at..].contains(text) {
-            match self.output.recv_timeout(limit.saturating_duration_since(Instant::now())) {
-                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(e) => {
-                    let _ = self.child.kill();
-                    let errors = collect(&self.errors, Duration::from_secs(1));
-                    panic!("`{text}` is not printed ({e}):\n{}\n--- stderr\n{errors}", self.seen);
-                }
-            }
+        if let Err(e) = self.wait_for(text) {
+            panic!("`{text}` is not printed ({e}):\n{}", self.seen);
         }
-        let found = self.seen[self.at..].find(text).unwrap();
-        self.at += found + text.len();
+    }
+
+    /// What is printed until `text`, after what was expected last.
+    #[track_caller]
+    pub fn until(&mut self, text: &str) -> String {
+        let start = self.at;
+        self.expect(text);
+        self.seen[start..self.at - text.len()].replace('\r', "")
     }
 
     /// Types `line` and Enter.
     pub fn send(&mut self, line: &str) {
-        let stdin = self.stdin.as_mut().expect("input was closed");
-        stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
-        stdin.flush().unwrap();
+        let input = self.input.as_mut().expect("input was closed");
+        input.write_all(format!("{line}\n").as_bytes()).unwrap();
+        input.flush().unwrap();
     }
 
     /// Types a command into a shell and returns what it prints.
     #[track_caller]
     pub fn shell(&mut self, command: &str) -> String {
         // The echo of the typed line must not look like its end.
-        self.send(&format!("{command}; echo e''nd $?"));
+        self.send(&format!("{command}; echo at-e''nd $?"));
         let start = self.at;
-        self.expect("end ");
+        self.expect("at-end ");
         self.expect("\n");
         self.seen[start..self.at].replace('\r', "")
     }
 
     pub fn close_input(&mut self) {
-        self.stdin = None;
+        self.input = None;
+    }
+
+    fn drain(&mut self, limit: Duration) {
+        self.seen.push_str(&collect(&self.output, limit));
+    }
+}
+
+impl std::ops::Deref for Session {
+    type Target = Talk;
+    fn deref(&self) -> &Talk {
+        &self.talk
+    }
+}
+
+impl std::ops::DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Talk {
+        &mut self.talk
+    }
+}
+
+impl Session {
+    pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let input = child.stdin.take().map(|input| Box::new(input) as Box<dyn Write + Send>);
+        let talk = Talk::new(input, child.stdout.take().unwrap());
+        let errors = Talk::new(None, child.stderr.take().unwrap());
+        Self { child, talk, errors }
+    }
+
+    /// As for [`Talk`]; tells also what belljar said.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) {
+        if let Err(e) = self.talk.wait_for(text) {
+            self.give_up(&format!("`{text}` is not printed ({e})"));
+        }
+    }
+
+    /// Waits until belljar itself says `text`, on standard error.
+    #[track_caller]
+    pub fn hear(&mut self, text: &str) {
+        if let Err(e) = self.errors.wait_for(text) {
+            self.give_up(&format!("`{text}` is not said ({e})"));
+        }
+    }
+
+    /// What belljar says until `text`, after what was heard last.
+    #[track_caller]
+    pub fn hear_until(&mut self, text: &str) -> String {
+        self.errors.until(text)
+    }
+
+    #[track_caller]
+    fn give_up(&mut self, why: &str) -> ! {
+        let _ = self.child.kill();
+        self.talk.drain(Duration::from_secs(1));
+        self.errors.drain(Duration::from_secs(1));
+        panic!("{why}:\n{}\n--- stderr\n{}", self.talk.seen, self.errors.seen);
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
@@ -198,16 +314,13 @@ impl Session {
                 break status;
             }
             if Instant::now() > deadline {
-                let _ = self.child.kill();
-                self.seen.push_str(&collect(&self.output, Duration::from_secs(1)));
-                let errors = collect(&self.errors, Duration::from_secs(1));
-                panic!("belljar does not end within {limit:?}:\n{}\n--- stderr\n{errors}", self.seen);
+                self.give_up(&format!("belljar does not end within {limit:?}"));
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        self.seen.push_str(&collect(&self.output, Duration::from_secs(5)));
-        let errors = collect(&self.errors, Duration::from_secs(5));
-        Outcome { status, console: self.seen.replace('\r', ""), errors }
+        self.talk.drain(Duration::from_secs(5));
+        self.errors.drain(Duration::from_secs(5));
+        Outcome { status, console: self.talk.seen.replace('\r', ""), errors: self.errors.seen }
     }
 }
 
@@ -223,6 +336,20 @@ impl Outcome {
     #[track_caller]
     pub fn shows(&self, text: &str) -> &Self {
         assert!(self.console.contains(text), "no `{text}` on the console:\n{self}");
+        self
+    }
+
+    /// What the guest printed as `KEY=VALUE` on a line of its own.
+    #[track_caller]
+    pub fn value(&self, key: &str) -> &str {
+        let found = self.console.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        found.unwrap_or_else(|| panic!("no `{key}=` on the console:\n{self}"))
+    }
+
+    /// The guest printed `KEY=EXPECTED`.
+    #[track_caller]
+    pub fn has(&self, key: &str, expected: &str) -> &Self {
+        assert_eq!(self.value(key), expected, "{key}\n{self}");
         self
     }
 

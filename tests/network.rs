@@ -1,0 +1,153 @@
+//! Network cards of real guests: both ways, whole and in parts, with and without offloads, after a driver's reset.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+use std::thread::JoinHandle;
+
+use common::{BOOT, Guest, Session, host};
+
+const KERNEL: &str = "6.12-cloud/vmlinux";
+/// Bytes sent each way.
+const LEN: usize = 20 << 20;
+
+/// A tap interface with an address of the host, for the time of a test.
+struct Tap {
+    name: String,
+    net: u8,
+}
+
+impl Tap {
+    fn new(net: u8, options: &[&str]) -> Option<Self> {
+        let name = format!("bjt{}x{net}", std::process::id() % 100_000);
+        let made = Command::new("ip").args(["tuntap", "add", &name, "mode", "tap"]).args(options).status();
+        if !made.is_ok_and(|status| status.success()) {
+            println!("\nSKIPPED: only root can make tap interfaces");
+            return None;
+        }
+        let tap = Self { name, net };
+        host("ip", &["addr", "add", &format!("{}/24", tap.host()), "dev", &tap.name]);
+        host("ip", &["link", "set", &tap.name, "up"]);
+        Some(tap)
+    }
+
+    fn host(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, self.net, 1)
+    }
+
+    fn guest(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, self.net, 2)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.name]).status();
+    }
+}
+
+/// Bytes that do not repeat soon.
+fn content() -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    (0..LEN / 4).flat_map(|_| next().to_le_bytes()).collect()
+}
+
+/// Sends `content` to who connects first, and returns what the second one sends.
+fn serve(at: Ipv4Addr) -> (u16, JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind((at, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = std::thread::spawn(move || {
+        listener.accept().unwrap().0.write_all(&content()).unwrap();
+        let mut received = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+        received
+    });
+    (port, serving)
+}
+
+/// A guest on `tap`, with a shell that waits for commands.
+fn start(guest: Guest, tap: &Tap, options: &str) -> Session {
+    let mut guest = guest.arg("--net", format!("{},{options}", tap.name)).args(["--memory", "256M"]).start();
+    guest.expect("belljar-guest: init");
+    guest.expect("#");
+    guest.shell(&format!(
+        "up() {{ until [ -e /sys/class/net/eth0 ]; do usleep 10000; done
+        ip link set eth0 up; ip addr add {}/24 dev eth0; ip neigh flush dev eth0; }}; up",
+        tap.guest()
+    ));
+    guest
+}
+
+/// Pings both ways.
+fn ping(guest: &mut Session, tap: &Tap) {
+    let pinged = guest.shell(&format!("ping -c 3 -W 10 {}", tap.host()));
+    assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    host("ping", &["-c", "3", "-W", "10", &tap.guest().to_string()]);
+}
+
+/// Sends 20 MB both ways.
+fn transfer(guest: &mut Session, tap: &Tap) {
+    let (port, serving) = serve(tap.host());
+    let to = format!("nc {} {port}", tap.host());
+    let sent = guest.shell(&format!("{to} </dev/null >/tmp/data; {to} </tmp/data; wc -c </tmp/data"));
+    assert!(sent.contains(&format!("\n{LEN}\n")), "{sent}");
+    // The guest sends back what it received.
+    assert!(serving.join().unwrap() == content(), "what came back is not what was sent");
+}
+
+fn value(guest: &mut Session, path: &str) -> String {
+    let text = guest.shell(&format!("echo v'='$(cat {path})"));
+    text.lines().find_map(|line| line.strip_prefix("v=")).unwrap_or_default().to_string()
+}
+
+/// Feature bits that were agreed on, as the guest's kernel prints them: bit 0 first.
+fn has_checksum_offload(guest: &mut Session) -> bool {
+    value(guest, "/sys/class/net/eth0/device/features").starts_with('1')
+}
+
+#[test]
+fn a_card_on_pci() {
+    let guest = guest!(KERNEL);
+    let Some(tap) = Tap::new(71, &[]) else { return };
+    host("ip", &["link", "set", &tap.name, "mtu", "1400"]);
+    let mut guest = start(guest, &tap, "mac=52:54:00:aa:bb:cc");
+    assert_eq!(value(&mut guest, "/sys/class/net/eth0/address"), "52:54:00:aa:bb:cc");
+    assert_eq!(value(&mut guest, "/sys/class/net/eth0/mtu"), "1400");
+    assert!(has_checksum_offload(&mut guest));
+    let second = guest!(KERNEL).arg("--net", &tap.name).run();
+    second.code(125).says("is busy: another machine uses it");
+    assert_eq!(second.errors.lines().count(), 1, "{second}");
+    ping(&mut guest, &tap);
+    transfer(&mut guest, &tap);
+    // The driver goes and comes back: a reset and a second activation.
+    guest.shell("rmmod virtio_net && insmod /modules/*-virtio_net.ko && up");
+    ping(&mut guest, &tap);
+    guest.send("exit");
+    guest.finish(BOOT).code(0);
+}
+
+#[test]
+fn a_card_with_two_queues_on_mmio() {
+    let guest = guest!(KERNEL);
+    let Some(tap) = Tap::new(72, &["multi_queue"]) else { return };
+    let guest = guest.args(["--cpus", "2", "--transport", "mmio"]);
+    let mut guest = start(guest, &tap, "queues=2,offload=off,mtu=1280");
+    assert_eq!(value(&mut guest, "/sys/class/net/eth0/mtu"), "1280");
+    assert!(!has_checksum_offload(&mut guest));
+    let queues = guest.shell("ls /sys/class/net/eth0/queues | wc -l");
+    assert!(queues.contains("\n4\n"), "{queues}");
+    ping(&mut guest, &tap);
+    transfer(&mut guest, &tap);
+    for cpu in ["1", "2"] {
+        let pinged = guest.shell(&format!("taskset {cpu} ping -c 2 -W 10 {}", tap.host()));
+        assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    }
+    guest.send("exit");
+    guest.finish(BOOT).code(0);
+}
