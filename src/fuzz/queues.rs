@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with, socketpair,
+};
 
 use super::{Input, events, memory_file};
 use crate::devices::console_output::ConsoleHub;
@@ -170,8 +172,13 @@ pub(super) fn vsock(data: &[u8]) {
         let index = usize::from(which) % programs.len().max(1);
         match (step % 6, programs.get(index)) {
             (0, _) if programs.len() < 8 => {
-                let Ok(mut program) = UnixStream::connect(&path) else { return };
-                program.set_nonblocking(true).unwrap();
+                // Only the handler accepts, which runs on this thread: a full backlog must not make us wait for it.
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let program = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+                if connect(&program, &SocketAddrUnix::new(&path).unwrap()).is_err() {
+                    return;
+                }
+                let mut program = UnixStream::from(program);
                 let _ = match which & 8 {
                     0 => program.write(format!("CONNECT {}\n", which & 7).as_bytes()),
                     _ => program.write(input.bytes(usize::from(which))),
