@@ -321,6 +321,10 @@ fn doorbells(engine: &dyn Engine) {
         let fd = EventFd::new(EFD_NONBLOCK).unwrap();
         (guest.vm.doorbell(at, value, &fd).unwrap(), fd)
     });
+    let gone = EventFd::new(EFD_NONBLOCK).unwrap();
+    if guest.vm.doorbell(IoAddr::Mmio(MMIO + 16), Some(8), &gone).unwrap() {
+        guest.vm.remove_doorbell(IoAddr::Mmio(MMIO + 16), Some(8), &gone).unwrap();
+    }
     let seen = guest.start().finish();
     if fds.iter().all(|(by_engine, _)| *by_engine) {
         assert_eq!(seen, [Access::Write(IoAddr::Mmio(MMIO + 16), vec![8, 0, 0, 0])]);

@@ -33,6 +33,17 @@ pub struct KvmVm {
     ram: Ram,
     /// Taken while coalesced writes are delivered: the ring that holds them is one for all vCPUs.
     late_writes: Option<Arc<Mutex<()>>>,
+    /// What to put on KVM's I/O buses when the first vCPU is created, and then at once (`None`). Linux 6.18 changes these
+    /// buses without waiting for those that still read the old ones; but a memory slot that is made before they are gone
+    /// waits for them, 5 to 8 ms. So while a machine is built all slots come first.
+    waiting: Mutex<Option<Vec<IoBusEntry>>>,
+}
+
+/// A place on KVM's I/O buses.
+#[derive(Debug)]
+enum IoBusEntry {
+    Doorbell { at: IoAddr, value: Option<u32>, fd: EventFd },
+    LateWrites { at: IoAddr, len: u32 },
 }
 
 impl std::fmt::Debug for KvmVm {
@@ -60,12 +71,43 @@ impl KvmVm {
         let coalesces = kvm.check_extension(Cap::CoalescedMmio) && kvm.check_extension(Cap::CoalescedPio);
         let late_writes = coalesces.then(Arc::default);
         let msi = KvmMsi::new(fd.clone(), config.ioapic_pins);
-        Ok(Self { msi, fd, supported, slots, ram: ram.clone(), late_writes })
+        let waiting = Mutex::new(Some(Vec::new()));
+        Ok(Self { msi, fd, supported, slots, ram: ram.clone(), late_writes, waiting })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<IoBusEntry>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_on_io_bus(&self, entry: IoBusEntry) -> Result<()> {
+        match self.waiting().as_mut() {
+            Some(waiting) => {
+                waiting.push(entry);
+                Ok(())
+            }
+            None => self.put_on_io_bus_now(&entry),
+        }
+    }
+
+    fn put_on_io_bus_now(&self, entry: &IoBusEntry) -> Result<()> {
+        match entry {
+            IoBusEntry::Doorbell { at, value: Some(value), fd } => {
+                self.fd.register_ioevent(fd, &event_address(*at), *value).map_err(host("register a doorbell"))
+            }
+            IoBusEntry::Doorbell { at, value: None, fd } => {
+                self.fd.register_ioevent(fd, &event_address(*at), NoDatamatch).map_err(host("register a doorbell"))
+            }
+            IoBusEntry::LateWrites { at, len } => {
+                self.fd.register_coalesced_mmio(event_address(*at), *len).map_err(host("coalesce writes"))
+            }
+        }
     }
 }
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
+        let waiting = self.waiting().take();
+        waiting.iter().flatten().try_for_each(|entry| self.put_on_io_bus_now(entry))?;
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(host("create a vCPU"))?;
         Ok(Box::new(KvmVcpu::new(fd, index, self.ram.clone(), self.late_writes.clone())?))
     }
@@ -75,16 +117,18 @@ impl Vm for KvmVm {
     }
 
     fn doorbell(&self, at: IoAddr, value: Option<u32>, fd: &EventFd) -> Result<bool> {
-        let at = event_address(at);
-        match value {
-            Some(value) => self.fd.register_ioevent(fd, &at, value),
-            None => self.fd.register_ioevent(fd, &at, NoDatamatch),
-        }
-        .map_err(host("register a doorbell"))?;
+        let fd = fd.try_clone().map_err(|source| Error::Host { engine: NAME, action: "copy an eventfd", source })?;
+        self.put_on_io_bus(IoBusEntry::Doorbell { at, value, fd })?;
         Ok(true)
     }
 
     fn remove_doorbell(&self, at: IoAddr, value: Option<u32>, fd: &EventFd) -> Result<()> {
+        if let Some(waiting) = self.waiting().as_mut() {
+            waiting.retain(
+                |entry| !matches!(entry, IoBusEntry::Doorbell { at: a, value: v, .. } if (*a, *v) == (at, value)),
+            );
+            return Ok(());
+        }
         let at = event_address(at);
         match value {
             Some(value) => self.fd.unregister_ioevent(fd, &at, value),
@@ -97,7 +141,7 @@ impl Vm for KvmVm {
         if self.late_writes.is_none() {
             return Ok(false);
         }
-        self.fd.register_coalesced_mmio(event_address(at), len).map_err(host("coalesce writes"))?;
+        self.put_on_io_bus(IoBusEntry::LateWrites { at, len })?;
         Ok(true)
     }
 

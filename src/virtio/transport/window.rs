@@ -79,19 +79,20 @@ impl Window {
             return false;
         }
         self.at = Some(at);
+        // Before the doorbells: after them KVM takes longer over it.
+        if let Some(pages) = self.vm.register_pages() {
+            match pages.show(at, self.page.host(), PAGE as u64, Arc::new(self.page.clone())) {
+                Ok(shown) => self.shown = Some(shown),
+                // Reads come to the bus then.
+                Err(e) => self.complain("show registers", &e),
+            }
+        }
         for (index, doorbell) in self.doorbells.iter().enumerate() {
             // Where the engine cannot, the write arrives on the bus and the device signals its eventfd itself.
             match self.vm.doorbell(doorbell.address(at), doorbell.value, &doorbell.fd) {
                 Ok(true) => self.served.push(index),
                 Ok(false) => {}
                 Err(e) => self.complain("register a doorbell", &e),
-            }
-        }
-        if let Some(pages) = self.vm.register_pages() {
-            match pages.show(at, self.page.host(), PAGE as u64, Arc::new(self.page.clone())) {
-                Ok(shown) => self.shown = Some(shown),
-                // Reads come to the bus then.
-                Err(e) => self.complain("show registers", &e),
             }
         }
         true
