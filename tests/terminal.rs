@@ -1,6 +1,8 @@
 //! `belljar boot` on a terminal: keys, raw mode, and that the terminal is given back however it ends. The guest is a few
 //! instructions that echo what the serial port receives, so any KVM will do.
 
+mod common;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -81,7 +83,7 @@ impl Session {
         let kernel = dir.path().join("echo.elf");
         std::fs::write(&kernel, echo_kernel()).unwrap();
         let side = || Stdio::from(terminal.try_clone().unwrap());
-        let child = Command::new(std::env::var_os("BELLJAR").unwrap_or(env!("CARGO_BIN_EXE_belljar").into()))
+        let child = Command::new(common::belljar())
             .args(["boot", "--engine", "kvm", "--serial", "stdio", "--timeout", "60", "--kernel"])
             .arg(kernel)
             .stdin(side())
