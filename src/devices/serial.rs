@@ -181,6 +181,18 @@ impl Uart {
         !divisor && self.registers.read(IER) & IER_RECEIVED != 0
     }
 
+    /// Takes what the guest has not read out of its FIFO again. A driver that starts first looks what kind of port it
+    /// has, in which Linux switches all interrupts on for a moment, and then empties the port, once for each of its
+    /// stages: a real port would have nothing to lose there, because nobody types before a machine runs. A pipe does.
+    /// So the guest has received bytes only while it waits for them, and they are here again when it stops to.
+    fn withdraw(&mut self) {
+        let mut bytes = [0; FIFO];
+        let waiting = FIFO.saturating_sub(self.registers.fifo_capacity());
+        let bytes = bytes.get_mut(..waiting).unwrap_or_default();
+        bytes.iter_mut().for_each(|byte| *byte = self.registers.read(RBR));
+        self.input.give_back(bytes);
+    }
+
     /// Moves waiting input to the guest's FIFO, as much as it has room for.
     fn fill(&mut self) {
         let room = self.registers.fifo_capacity();
@@ -222,8 +234,12 @@ impl BusDevice for SerialPort {
         uart.polls = 0;
         // Neither can fail: the line cannot, and output never does.
         let _ = uart.registers.write(register, value);
-        if register == IER {
-            uart.fill();
+        // With the divisor shown, neither of the two registers is what it else is.
+        if register == IER && uart.registers.read(LCR) & LCR_DIVISOR == 0 {
+            match value & IER_RECEIVED {
+                0 => uart.withdraw(),
+                _ => uart.fill(),
+            }
         }
     }
 }
@@ -380,6 +396,52 @@ mod tests {
         });
         assert_eq!(seen, b"polled");
         assert_eq!(bench.pulses.0.load(Ordering::Relaxed), 0);
+    }
+
+    /// What Linux' 8250 driver does to a port before it listens, twice: when it finds it, and when it is opened.
+    #[test]
+    fn input_survives_a_driver_that_looks_around() {
+        let mut bench = bench();
+        let content: Vec<u8> = (0..200).collect();
+        bench.client.write_all(&content).unwrap();
+        wait(|| bench.port.uart().input.waiting() == content.len());
+        for _ in 0..2 {
+            set(&bench.port, IER, 0);
+            set(&bench.port, IER, 0xf);
+            assert_eq!(get(&bench.port, IER), 0xf);
+            set(&bench.port, IER, 0);
+            set(&bench.port, 2, 7);
+            set(&bench.port, 2, 0);
+            for register in [LSR, RBR, RBR, IIR, 6] {
+                assert_eq!(get(&bench.port, register) & u8::from(register == LSR), 0);
+            }
+        }
+        let mut seen = Vec::new();
+        while seen.len() < content.len() {
+            set(&bench.port, IER, 5);
+            for _ in 0..7 {
+                assert_eq!(get(&bench.port, LSR) & 1, u8::from(seen.len() < content.len()));
+                seen.push(get(&bench.port, RBR));
+            }
+            // As for every line that the kernel prints.
+            set(&bench.port, IER, 0);
+            assert_eq!(get(&bench.port, LSR) & 1, 0);
+        }
+        assert_eq!(&seen[..content.len()], content);
+    }
+
+    /// A guest that sends to itself and calls that received cannot fill the host's memory.
+    #[test]
+    fn what_is_given_back_is_bounded() {
+        let bench = bench();
+        for _ in 0..1000 {
+            set(&bench.port, MCR, MCR_LOOPBACK);
+            (0..FIFO).for_each(|_| set(&bench.port, RBR, b'x'));
+            set(&bench.port, MCR, 0);
+            set(&bench.port, IER, 0);
+        }
+        let waiting = bench.port.uart().input.waiting();
+        assert!(waiting < 1 << 14, "{waiting} bytes wait");
     }
 
     #[test]

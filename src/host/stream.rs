@@ -251,6 +251,25 @@ impl Claim {
         }
         n
     }
+
+    /// Bytes of input that wait, whoever gets them.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.stream.0.input().buffer.len()
+    }
+
+    /// Puts `bytes`, which were taken last, back to the front of the input.
+    pub fn give_back(&self, bytes: &[u8]) {
+        let mut input = self.stream.0.input();
+        // The pump may have used the room that taking them made, hence more than the usual capacity. Beyond that they
+        // cannot all be bytes that were taken.
+        let room = (INPUT_CAPACITY + bytes.len()).saturating_sub(input.buffer.len());
+        bytes.iter().take(room).rev().for_each(|&byte| input.buffer.push_front(byte));
+        if input.claims.last().is_some_and(|(id, _)| *id != self.id) {
+            // Whoever owns the input now hears of it.
+            self.stream.0.alarm.set(Duration::ZERO);
+        }
+    }
 }
 
 impl Drop for Claim {
