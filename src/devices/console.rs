@@ -6,12 +6,14 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use crate::devices::character_queues::{CharacterQueues, Wake};
 use crate::devices::console_output::ConsoleOutput;
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::host::alarm::Alarm;
 use crate::host::chardev::{TARGETS, Target};
 use crate::host::stream::{Claim, Listener, WhenFull};
 use crate::host::terminal::WindowSize;
@@ -35,6 +37,12 @@ const CONFIG_LEN: usize = 12;
 const EMERG_WR: usize = 8;
 
 const WAKE: u32 = 0;
+const ALARM: u32 = 1;
+
+/// Linux offers buffers for input before it knows whose they are, and throws away what comes in that moment: nobody
+/// types so early, but a pipe does. It prints before it reads, so input waits for the first output; and for a driver
+/// that only reads no longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// `--console`.
 #[derive(Debug)]
@@ -130,6 +138,7 @@ impl VirtioDevice for Console {
 
     fn activate(&mut self, features: u64) -> Result<Box<dyn Handler>, ActivateError> {
         let wake = Wake::new().map_err(|e| ActivateError(format!("cannot make an event descriptor: {e}")))?;
+        let alarm = Alarm::new().map_err(|e| ActivateError(format!("cannot make a timer: {e}")))?;
         let listener: Arc<dyn Listener> = wake.clone();
         // From now on input is for this console and not for a serial port that shares its place, until the reset.
         let input = self.output.stream().claim(Arc::downgrade(&listener));
@@ -138,6 +147,8 @@ impl VirtioDevice for Console {
             config: self.config.clone(),
             input,
             wake,
+            alarm,
+            listens: false,
             characters: CharacterQueues::default(),
             size_due: features & F_SIZE != 0,
             sized: features & F_SIZE != 0,
@@ -150,6 +161,10 @@ struct Active {
     config: ConfigSpace,
     input: Claim,
     wake: Arc<Wake>,
+    /// Ends the wait for the first output.
+    alarm: Alarm,
+    /// The driver is far enough to take input.
+    listens: bool,
     characters: CharacterQueues,
     /// The driver knows of the window's size.
     sized: bool,
@@ -165,10 +180,21 @@ impl Active {
             self.output.write(bytes, WhenFull::Wait)
         };
         self.characters.send(write, queues.queue(TRANSMIT))?;
-        // Output means that the driver is far enough to take the size in.
+        // Output means that the driver is far enough to take the size in, and input.
         if sent && std::mem::take(&mut self.size_due) {
             self.resize(queues);
         }
+        if sent && !std::mem::replace(&mut self.listens, true) {
+            self.receive(queues)?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, queues: &mut Queues) -> Result<(), Broken> {
+        if self.listens {
+            return self.characters.receive(&self.input, queues.queue(RECEIVE));
+        }
+        self.alarm.set(PATIENCE);
         Ok(())
     }
 
@@ -182,21 +208,24 @@ impl Active {
 
 impl Handler for Active {
     fn fds(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.wake.as_raw_fd(), WAKE)]
+        vec![(self.wake.as_raw_fd(), WAKE), (self.alarm.as_raw_fd(), ALARM)]
     }
 
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken> {
         match index {
             TRANSMIT => self.transmit(queues),
-            _ => self.characters.receive(&self.input, queues.queue(RECEIVE)),
+            _ => self.receive(queues),
         }
     }
 
-    fn on_fd(&mut self, _: u32, queues: &mut Queues) -> Result<(), Broken> {
-        if self.wake.heard() {
+    fn on_fd(&mut self, token: u32, queues: &mut Queues) -> Result<(), Broken> {
+        if token == ALARM {
+            self.alarm.stop();
+            self.listens = true;
+        } else if self.wake.heard() {
             self.resize(queues);
         }
-        self.characters.receive(&self.input, queues.queue(RECEIVE))?;
+        self.receive(queues)?;
         self.transmit(queues)
     }
 }
@@ -210,7 +239,7 @@ mod tests {
     use crate::virtio::kit::{Kit, LIMIT, Part};
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     /// A console that leads to a socket, and its client.
     fn bench() -> (Kit, UnixStream, Arc<ConsoleOutput>, EventLoop, tempfile::TempDir) {
@@ -246,6 +275,21 @@ mod tests {
             assert_eq!(kit.wait_used(RECEIVE).data, b"ls\r");
             kit.reset();
         }
+    }
+
+    #[test]
+    fn input_waits_until_the_driver_prints() {
+        let (mut kit, mut client, _output, _events, _dir) = bench();
+        client.write_all(b"early").unwrap();
+        kit.activate_on_loop(0);
+        let start = Instant::now();
+        kit.add(RECEIVE, &[Part::In(100)]);
+        kit.notify(RECEIVE);
+        if start.elapsed() < PATIENCE / 2 {
+            assert!(kit.used_within(RECEIVE, PATIENCE / 10).is_none());
+        }
+        kit.request(TRANSMIT, &[b"# "], &[]);
+        assert_eq!(kit.wait_used(RECEIVE).data, b"early");
     }
 
     #[test]
@@ -308,6 +352,8 @@ mod tests {
         let (mut kit, mut client, _output, _events, _dir) = bench();
         kit.activate(0);
         assert_eq!(kit.request(TRANSMIT, &[], &[16]).room, [0xa5; 16], "nothing is written for the driver");
+        kit.request(TRANSMIT, &[b"\n"], &[]);
+        client.read_exact(&mut [0]).unwrap();
         kit.add(RECEIVE, &[Part::Out(b"no room here")]);
         kit.notify(RECEIVE);
         kit.wait_broken();
