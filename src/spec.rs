@@ -2,7 +2,7 @@
 //!
 //! Nothing here touches the host; [`MachineSpec::validate`] finds what is wrong without opening a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::devices::{self, Kind, OptionError, Options, Spec, options::parse_size};
+use crate::loader::Protocol;
 
 /// Most CPUs of a machine: APIC ids are 8 bits wide, and 255 is the broadcast.
 pub const MAX_CPUS: u32 = 254;
@@ -35,6 +36,8 @@ pub struct MachineSpec {
     /// Let the kernel decompress itself (and choose its own address, KASLR) instead of doing it beforehand.
     #[serde(skip_serializing_if = "std::ops::Not::not", rename = "self-extract")]
     pub self_extract: bool,
+    /// Where the kernel is entered.
+    pub entry: Protocol,
     /// Number of CPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM in bytes, a multiple of 1 MiB.
@@ -62,6 +65,7 @@ impl Default for MachineSpec {
             append: None,
             cmdline: None,
             self_extract: false,
+            entry: Protocol::default(),
             cpus: 1,
             memory: Size(512 << 20),
             engine: EngineName::default(),
@@ -203,6 +207,10 @@ pub enum SpecError {
     NoKernel,
     #[error("--{0}: a machine has only one")]
     NotRepeatable(String),
+    #[error("{0} is given twice: each device needs one of its own")]
+    Twice(String),
+    #[error("--entry pvh does not go with --self-extract: a bzImage that unpacks itself has only the Linux entry")]
+    EntryOfSelfExtracting,
     #[error("--append extends the default kernel command line and --cmdline replaces it: give one of the two")]
     AppendAndCmdline,
     #[error("--timeout 0: give at least 1 second")]
@@ -273,7 +281,16 @@ impl MachineSpec {
         if self.timeout == Some(0) {
             return Err(SpecError::Timeout);
         }
-        self.devices().map(drop)
+        if self.self_extract && self.entry == Protocol::Pvh {
+            return Err(SpecError::EntryOfSelfExtracting);
+        }
+        let mut taken = BTreeSet::new();
+        for what in self.devices()?.iter().filter_map(|device| device.exclusive()) {
+            if !taken.insert(what.clone()) {
+                return Err(SpecError::Twice(what));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -306,15 +323,24 @@ mod tests {
 
     #[test]
     fn mistakes_are_explained() {
-        let say = |change: fn(&mut MachineSpec)| {
+        fn twice(kind: &'static str, text: &'static str) -> impl Fn(&mut MachineSpec) {
+            move |spec| (0..2).for_each(|_| spec.add_device(devices::kind(kind).unwrap(), text).unwrap())
+        }
+        fn say(change: impl Fn(&mut MachineSpec)) -> String {
             let mut spec = MachineSpec { kernel: Some("k".into()), ..MachineSpec::default() };
             change(&mut spec);
             spec.validate().unwrap_err().to_string()
-        };
+        }
         assert!(say(|s| s.cpus = 0).starts_with("--cpus 0: give a number from 1 to"));
         assert!(say(|s| s.memory = Size(1)).starts_with("--memory 1: give at least 32M"));
         assert!(say(|s| s.kernel = None).starts_with("No kernel: give --kernel"));
         assert!(say(|s| (s.append, s.cmdline) = (Some("a".into()), Some("b".into()))).contains("one of the two"));
+        assert!(say(|s| (s.self_extract, s.entry) = (true, Protocol::Pvh)).contains("only the Linux entry"));
+        assert!(say(twice("port", "name=a,to=pty")).starts_with("--port name=a is given twice"));
+        assert!(say(twice("net", "vm0")).starts_with("--net tap=vm0 is given twice"));
+        assert!(
+            spec("entry = \"efi\"").unwrap_err().contains("unknown variant `efi`, expected one of `auto`, `linux`")
+        );
         assert!(spec("colour = 1").unwrap_err().contains("unknown key `colour`"));
         assert!(spec("cpus = \"many\"").unwrap_err().contains("line 1"));
         assert!(spec("memory = \"lots\"").unwrap_err().contains("`lots` is not a size"));

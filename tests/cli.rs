@@ -87,7 +87,7 @@ fn wrong_device_options_name_the_device_and_the_key() {
 fn no_kvm() -> bool {
     let missing = std::fs::File::open("/dev/kvm").is_err();
     if missing {
-        println!("SKIPPED: no /dev/kvm");
+        println!("\nSKIPPED: no /dev/kvm");
     }
     missing
 }

@@ -212,7 +212,7 @@ fn talk(mut client: UnixStream, over: &AtomicBool) {
 /// A few seeds, or as many as there is time for.
 fn seeds(transport: &'static str, wild: bool, few: &[u64]) {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("SKIPPED: no usable /dev/kvm here");
+        println!("\nSKIPPED: no usable /dev/kvm here");
         return;
     }
     match std::env::var("BELLJAR_HOSTILE").ok().and_then(|seconds| seconds.parse().ok()) {

@@ -70,7 +70,7 @@ impl Session {
     /// Starts belljar on a new terminal; none where there is no KVM.
     fn start() -> Option<Self> {
         if !Path::new("/dev/kvm").exists() {
-            println!("SKIPPED: no /dev/kvm");
+            println!("\nSKIPPED: no /dev/kvm");
             return None;
         }
         let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();

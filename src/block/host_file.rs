@@ -60,7 +60,7 @@ impl HostFile {
         match lock::lock(&file, access.write).map_err(Error::host("lock", path))? {
             Outcome::Locked => {}
             Outcome::Busy => {
-                let by = lock::users(&file).map(|who| format!(" by {who}")).unwrap_or_default();
+                let by = lock::holders(&file).map(|who| format!(" by {who}")).unwrap_or_default();
                 return Err(Error::Locked { path: path.into(), by });
             }
             Outcome::Unsupported => tracing::warn!(
@@ -201,7 +201,7 @@ mod tests {
     fn opened_files_block_no_more_and_know_their_alignment() {
         let image = tempfile::NamedTempFile::new_in(".").unwrap();
         let Ok(file) = HostFile::open(image.path(), Access { write: true, direct: true }) else {
-            eprintln!("SKIPPED: the file system of this directory has no direct I/O");
+            eprintln!("\nSKIPPED: the file system of this directory has no direct I/O");
             return;
         };
         let flags = rustix::fs::fcntl_getfl(&file.file).unwrap();

@@ -10,7 +10,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::host::file_lock::{Kind, others_lock, try_lock};
@@ -87,18 +89,19 @@ fn lock_reader(file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Which processes have `file` open, as far as this user may see, e.g. `qemu-img (pid 42)`; at most three.
-/// The kernel does not tell who holds a lock of this kind, so this is a search, made only for a message.
-pub fn users(file: &File) -> Option<String> {
+/// Which processes hold locks on `file` through another opening of it, as far as this user may see, e.g.
+/// `qemu-img (pid 42)`; at most three. Locks of this kind belong to no process, so this is a search among all that
+/// have the file open, made only for a message.
+pub fn holders(file: &File) -> Option<String> {
     let wanted = file.metadata().ok()?;
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        let times = open_count(&process.path(), &wanted);
         let own = pid.parse() == Ok(std::process::id());
-        // We have it open ourselves at least once, to find out.
-        if times > u32::from(own) {
+        // Of those that it got before it met the other's, this opening has locks too.
+        let except = if own { file.as_raw_fd().to_string() } else { String::new() };
+        if holds(&process.path(), &wanted, &except) {
             let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             let own = if own { ", this machine's other disk" } else { "" };
             found.push(format!("{} (pid {pid}{own})", command.trim()));
@@ -110,16 +113,21 @@ pub fn users(file: &File) -> Option<String> {
     (!found.is_empty()).then(|| found.join(", "))
 }
 
-fn open_count(process: &std::path::Path, wanted: &std::fs::Metadata) -> u32 {
-    let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return 0 };
+/// Whether `process` (its directory in /proc) has a lock on the file that is `wanted`, other than by its descriptor
+/// `except`. The kernel lists the locks of an open file with its descriptor (proc_pid_fdinfo(5)).
+fn holds(process: &Path, wanted: &std::fs::Metadata, except: &str) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return false };
     let same = |path| std::fs::metadata(path).is_ok_and(|m| m.dev() == wanted.dev() && m.ino() == wanted.ino());
-    descriptors.flatten().filter(|d| same(d.path())).count() as u32
+    let locked = |name: &std::ffi::OsStr| {
+        let info = std::fs::read_to_string(process.join("fdinfo").join(name)).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:") && (line.contains("OFDLCK") || line.contains("POSIX")))
+    };
+    descriptors.flatten().any(|d| d.file_name() != except && same(d.path()) && locked(&d.file_name()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn open(path: &Path, write: bool) -> File {
         File::options().read(true).write(write).open(path).unwrap()
@@ -143,28 +151,32 @@ mod tests {
         assert_eq!(lock(&open(&image, true), true).unwrap(), Outcome::Busy);
         // Other tests start programs, which share our files until they have become something else.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while users(&writer).is_some() {
-            assert!(Instant::now() < deadline, "our own only use is not somebody else's: {:?}", users(&writer));
+        while holders(&writer).is_some() {
+            assert!(Instant::now() < deadline, "our own only use is not somebody else's: {:?}", holders(&writer));
         }
     }
 
     #[test]
-    fn the_user_is_named() {
+    fn who_holds_a_lock_is_named_and_nobody_else() {
         let image = tempfile::NamedTempFile::new().unwrap();
-        let mut other = std::process::Command::new("sleep")
-            .arg("60")
-            .stdin(open(image.path(), false))
-            .spawn()
-            .expect("sleep is part of every system");
+        let locked = open(image.path(), false);
+        assert_eq!(lock(&locked, false).unwrap(), Outcome::Locked);
+        let mut other =
+            std::process::Command::new("sleep").arg("60").stdin(locked).spawn().expect("sleep is part of every system");
+        // Only looks at it.
+        let mut reader =
+            std::process::Command::new("sleep").arg("60").stdin(open(image.path(), false)).spawn().unwrap();
         let ours = open(image.path(), false);
         let deadline = Instant::now() + Duration::from_secs(10);
         let wanted = format!("sleep (pid {})", other.id());
-        // Between fork and exec the process still has our name.
-        while !users(&ours).is_some_and(|u| u.contains(&wanted)) {
-            assert!(Instant::now() < deadline, "{:?}", users(&ours));
+        // Between fork and exec processes still have our name and descriptors.
+        while holders(&ours).as_deref() != Some(&wanted) {
+            assert!(Instant::now() < deadline, "{:?}", holders(&ours));
             std::thread::sleep(Duration::from_millis(10));
         }
-        other.kill().unwrap();
-        other.wait().unwrap();
+        for child in [&mut other, &mut reader] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }

@@ -72,7 +72,7 @@ fn qemu_img(args: &[&str]) -> Option<String> {
     let out = match Command::new("qemu-img").args(args).output() {
         Ok(out) => out,
         Err(_) => {
-            eprintln!("SKIPPED: no qemu-img (apt-get install qemu-utils)");
+            eprintln!("\nSKIPPED: no qemu-img (apt-get install qemu-utils)");
             return None;
         }
     };
@@ -336,7 +336,7 @@ fn qemu_and_we_respect_each_others_locks() {
     let out = dir.path().join("copy");
     let copy = || Command::new("qemu-img").args(["convert", "-f", "raw", text(&path), text(&out)]).output();
     if copy().is_err() {
-        eprintln!("SKIPPED: no qemu-img (apt-get install qemu-utils)");
+        eprintln!("\nSKIPPED: no qemu-img (apt-get install qemu-utils)");
         return;
     }
     let writer = open(&options(&path)).unwrap();

@@ -1,5 +1,6 @@
 //! `belljar boot`: a guest operating system from the command line.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +11,10 @@ use serde::Serialize;
 use super::{Failure, device_flags};
 use crate::engine::ExitStats;
 use crate::host::footprint;
+use crate::host::limits;
 use crate::host::signal::Signals;
 use crate::host::terminal;
+use crate::loader::Protocol;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
@@ -62,6 +65,11 @@ fn machine_args() -> Vec<Arg> {
             .long("self-extract")
             .action(ArgAction::SetTrue)
             .help("Let a bzImage decompress itself (slower; with KASLR)"),
+        Arg::new("entry")
+            .long("entry")
+            .value_name("NAME")
+            .value_parser(value_parser!(Protocol))
+            .help("Where the kernel is entered [default: auto]"),
         Arg::new("cpus")
             .long("cpus")
             .short('c')
@@ -122,6 +130,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         println!("\n# kernel command line: {}", crate::machine::kernel_command_line(&spec).map_err(Failure::usage)?);
         return Ok(0);
     }
+    limits::raise_open_files();
     // Before any thread exists, so that all of them leave these signals to the main thread.
     let signals =
         Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
@@ -136,6 +145,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         engine: machine.engine(),
         exits: machine.stats(),
         timing: machine.timing(),
+        devices: machine.device_statistics(),
         verdict,
     };
     // Flushes the consoles and gives the terminal back before anything else is printed on it.
@@ -153,6 +163,7 @@ struct Report {
     engine: &'static str,
     exits: ExitStats,
     timing: Timing,
+    devices: BTreeMap<String, serde_json::Value>,
 }
 
 fn conclude(matches: &ArgMatches, report: &Report) -> Result<u8, Failure> {
@@ -197,6 +208,7 @@ fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
     spec.append = matches.get_one::<String>("append").cloned().or(spec.append);
     spec.cmdline = matches.get_one::<String>("cmdline").cloned().or(spec.cmdline);
     spec.self_extract |= matches.get_flag("self-extract");
+    spec.entry = *matches.get_one("entry").unwrap_or(&spec.entry);
     spec.cpus = *matches.get_one("cpus").unwrap_or(&spec.cpus);
     spec.memory = *matches.get_one("memory").unwrap_or(&spec.memory);
     spec.engine = *matches.get_one("engine").unwrap_or(&spec.engine);

@@ -3,11 +3,15 @@
 //! [`BalloonHandle`] may be used on any thread; `Balloon` answers the transport on vCPU threads; pages are given
 //! back on the event loop. Large pages of the host are split where a part of them is given back.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
+use crate::devices::builder::json;
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::host::alarm::Alarm;
 use crate::mem::PAGE;
@@ -102,8 +106,10 @@ impl Spec for BalloonSpec {
         }
         let balloon = Balloon::new(self.wishes);
         balloon.handle.set_target(self.size);
-        builder.balloon = Some(balloon.handle.clone());
-        builder.virtio("balloon", Box::new(balloon));
+        let handle = balloon.handle.clone();
+        builder.balloon = Some(handle.clone());
+        let name = builder.virtio("balloon", Box::new(balloon));
+        builder.report(name, move || json(&handle.report()));
         Ok(())
     }
 }
@@ -128,6 +134,26 @@ const STATISTICS: [&str; 16] = [
     "direct-reclaims",
 ];
 
+/// What the machine's report has of a balloon.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Bytes that the guest shall give, and has given.
+    target_bytes: u64,
+    actual_bytes: u64,
+    /// Bytes that went back to the host since the machine started: by the balloon, and because the guest freed them.
+    inflated_bytes: u64,
+    reported_bytes: u64,
+    /// What the guest last said of its memory.
+    guest: BTreeMap<String, u64>,
+}
+
+/// Bytes given back to the host so far.
+#[derive(Debug, Default)]
+struct Given {
+    inflated: AtomicU64,
+    reported: AtomicU64,
+}
+
 /// What a guest said of its memory: name and value, those that it knows.
 pub type Statistics = Vec<(&'static str, u64)>;
 
@@ -136,6 +162,7 @@ pub type Statistics = Vec<(&'static str, u64)>;
 pub struct BalloonHandle {
     config: ConfigSpace,
     latest: Arc<Mutex<Statistics>>,
+    given: Arc<Given>,
 }
 
 impl BalloonHandle {
@@ -167,6 +194,16 @@ impl BalloonHandle {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn report(&self) -> Report {
+        Report {
+            target_bytes: self.target(),
+            actual_bytes: self.actual(),
+            inflated_bytes: self.given.inflated.load(Ordering::Relaxed),
+            reported_bytes: self.given.reported.load(Ordering::Relaxed),
+            guest: self.statistics().into_iter().map(|(name, value)| (name.replace('-', "_"), value)).collect(),
+        }
+    }
+
     fn set_statistics(&self, statistics: Statistics) {
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
     }
@@ -179,7 +216,8 @@ struct Balloon {
 
 impl Balloon {
     fn new(wishes: Wishes) -> Self {
-        let handle = BalloonHandle { config: ConfigSpace::new(CONFIG_LEN), latest: Arc::default() };
+        let handle =
+            BalloonHandle { config: ConfigSpace::new(CONFIG_LEN), latest: Arc::default(), given: Arc::default() };
         Self { handle, wishes }
     }
 }
@@ -208,6 +246,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, features: u64) -> Result<Box<dyn Handler>, ActivateError> {
+        // Not at the reset: what a guest said last before it went down is for the report.
+        self.handle.set_statistics(Vec::new());
         let has = |bit: u32| features & 1 << bit != 0;
         let stats = self.wishes.stats.filter(|_| has(F_STATS_VQ));
         let clock = |interval| Alarm::new().map(|alarm| (alarm, interval));
@@ -217,6 +257,5 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.handle.config.set(CONFIG_ACTUAL, &[0; 4]);
-        self.handle.set_statistics(Vec::new());
     }
 }

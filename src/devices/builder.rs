@@ -1,6 +1,7 @@
 //! What a device may ask of the machine while it is placed. Everything is only collected here; the machine
 //! connects it to buses, interrupts and loops.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
@@ -11,6 +12,15 @@ use crate::host::event_loop::LoopHandle;
 use crate::irq::IrqLine;
 use crate::mem::Ram;
 use crate::virtio::VirtioDevice;
+
+/// Reads what a device tells of itself.
+pub type Statistics = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Plain numbers as JSON, for [`Builder::report`].
+pub fn json(numbers: &impl serde::Serialize) -> serde_json::Value {
+    // Cannot fail for them; if it ever does the report says null.
+    serde_json::to_value(numbers).unwrap_or_default()
+}
 
 /// Collects the devices of one machine.
 pub struct Builder<'a> {
@@ -28,6 +38,8 @@ pub struct Builder<'a> {
     pub virtio: Vec<Placed<Box<dyn VirtioDevice>>>,
     /// Devices at fixed I/O ports.
     pub ports: Vec<PlacedPorts>,
+    /// What devices tell of themselves, by the names of the devices.
+    pub statistics: BTreeMap<String, Statistics>,
     /// Steers the balloon, if there is one.
     pub balloon: Option<BalloonHandle>,
 }
@@ -70,10 +82,17 @@ impl std::fmt::Debug for PlacedPorts {
 }
 
 impl Builder<'_> {
-    /// Places a virtio device; its name gets a number: `disk0`, `disk1`.
-    pub fn virtio(&mut self, kind: &str, device: Box<dyn VirtioDevice>) {
+    /// Places a virtio device; its name, which is returned, gets a number: `disk0`, `disk1`.
+    pub fn virtio(&mut self, kind: &str, device: Box<dyn VirtioDevice>) -> String {
         let number =
             self.virtio.iter().filter(|p| p.name.trim_end_matches(|c: char| c.is_ascii_digit()) == kind).count();
-        self.virtio.push(Placed { name: format!("{kind}{number}"), device });
+        let name = format!("{kind}{number}");
+        self.virtio.push(Placed { name: name.clone(), device });
+        name
+    }
+
+    /// The machine's report shall have what `read` returns, under `name`. Any thread may call it, at any time.
+    pub fn report(&mut self, name: String, read: impl Fn() -> serde_json::Value + Send + Sync + 'static) {
+        self.statistics.insert(name, Box::new(read));
     }
 }

@@ -63,6 +63,10 @@ pub trait Spec: Debug + Send + Sync {
     fn kernel_words(&self) -> Vec<String> {
         Vec::new()
     }
+    /// What no other device of the machine may have as well, in the words of the command line, e.g. `name=agent`.
+    fn exclusive(&self) -> Option<String> {
+        None
+    }
     /// For a device that can be the kernel's console but gives way to a better one.
     fn plain_console(&self) -> Option<PlainConsole> {
         None

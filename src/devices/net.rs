@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::Serialize;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
@@ -16,10 +17,11 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
+use crate::devices::builder::json;
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
-use crate::net::Backend;
 use crate::net::mac::Mac;
 use crate::net::tap::{self, Tap};
+use crate::net::{Backend, HEADER_LEN};
 use crate::virtio::config::ConfigSpace;
 use crate::virtio::{ActivateError, Handler, Info, VirtioDevice};
 
@@ -112,6 +114,10 @@ struct NetSpec {
 }
 
 impl Spec for NetSpec {
+    fn exclusive(&self) -> Option<String> {
+        Some(format!("--net tap={}", self.tap))
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let fail = |e: String| AttachError(format!("--net {}: {e}", self.tap));
         let tap = Tap::open(&self.tap, self.queues).map_err(|e| fail(e.to_string()))?;
@@ -123,26 +129,48 @@ impl Spec for NetSpec {
             None => Mac::random().map_err(|e| fail(format!("cannot make a random address: {e}")))?,
         };
         let mtu = self.mtu.or(u16::try_from(tap.mtu).ok()).filter(|&mtu| mtu >= MIN_MTU);
-        builder.virtio("net", Box::new(Net::new(tap.queues, mac, mtu, self.offload)));
+        let net = Net::new(tap.queues, mac, mtu, self.offload);
+        let counters = net.counters.clone();
+        let name = builder.virtio("net", Box::new(net));
+        builder.report(name, move || json(&*counters));
         Ok(())
     }
 }
 
-/// What became of packets. Only grows.
-#[derive(Debug, Default)]
+/// What became of packets, which may be up to 64 KiB long where segmentation is left to the receiver. Bytes are those of
+/// the Ethernet frames. Only grows.
+#[derive(Debug, Default, Serialize)]
 pub struct Counters {
     /// Packets that the guest received.
-    pub received: AtomicU64,
+    pub received_packets: AtomicU64,
+    /// Their bytes.
+    pub received_bytes: AtomicU64,
     /// Packets for the guest that were dropped: too long for its buffers.
-    pub receive_dropped: AtomicU64,
+    pub received_dropped: AtomicU64,
     /// Packets that the guest sent.
-    pub sent: AtomicU64,
+    pub sent_packets: AtomicU64,
+    /// Their bytes.
+    pub sent_bytes: AtomicU64,
     /// Packets of the guest that were dropped: not valid, or refused by the host.
-    pub send_dropped: AtomicU64,
+    pub sent_dropped: AtomicU64,
 }
 
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+impl Counters {
+    /// The guest received a packet of `len` bytes, with its virtio header.
+    fn received(&self, len: usize) {
+        add(&self.received_packets, 1);
+        add(&self.received_bytes, len.saturating_sub(HEADER_LEN));
+    }
+
+    /// The guest sent a packet of `len` bytes, with its virtio header.
+    fn sent(&self, len: usize) {
+        add(&self.sent_packets, 1);
+        add(&self.sent_bytes, len.saturating_sub(HEADER_LEN));
+    }
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
 }
 
 struct Net {

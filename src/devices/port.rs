@@ -97,6 +97,11 @@ struct PortSpec {
 }
 
 impl Spec for PortSpec {
+    fn exclusive(&self) -> Option<String> {
+        // Programs in the guest find a port by its name.
+        Some(format!("--port name={}", self.name))
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         // A driver sleeps while it waits for a port, so there is no hurry, and whole messages want no delay.
         let style = Style { lines: false, patience: None, quit: Arc::new(|| {}) };

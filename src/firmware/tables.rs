@@ -233,7 +233,7 @@ mod tests {
     fn the_reference_disassembler_accepts_the_tables() {
         use std::process::Command;
         if Command::new("iasl").arg("-v").output().is_err() {
-            eprintln!("SKIPPED: iasl is not installed (Debian package acpica-tools)");
+            eprintln!("\nSKIPPED: iasl is not installed (Debian package acpica-tools)");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -35,7 +35,7 @@ fn load(kernel: &[u8], initrds: &[&[u8]], decompress: bool, protocol: Protocol) 
 /// A kernel of any kind; the last byte says how to start it.
 pub(super) fn kernel(data: &[u8]) {
     let how = data.last().copied().unwrap_or(0);
-    let protocol = [Protocol::Auto, Protocol::Linux64, Protocol::Pvh][usize::from(how) % 3];
+    let protocol = [Protocol::Auto, Protocol::Linux, Protocol::Pvh][usize::from(how) % 3];
     load(data, &[], how & 0x40 == 0, protocol);
 }
 

@@ -113,6 +113,7 @@ pub(super) fn device(name: &str, text: &str) -> Box<dyn VirtioDevice> {
         lines: &|_| panic!("virtio devices need no lines here"),
         virtio: Vec::new(),
         ports: Vec::new(),
+        statistics: std::collections::BTreeMap::new(),
         balloon: None,
     };
     spec.attach(&mut builder).unwrap();

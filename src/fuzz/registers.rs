@@ -243,6 +243,7 @@ pub(super) fn board(data: &[u8]) {
         lines: &lines,
         virtio: Vec::new(),
         ports: Vec::new(),
+        statistics: std::collections::BTreeMap::new(),
         balloon: None,
     };
     let serial = devices::kind("serial").unwrap();

@@ -34,14 +34,14 @@ use crate::mem::{self, Ram};
 pub use initrd::Initrd;
 
 /// How a kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Linux by its 64-bit protocol, other kernels with a PVH entry by that.
     #[default]
     Auto,
     /// The Linux 64-bit protocol.
-    Linux64,
+    Linux,
     /// The PVH entry.
     Pvh,
 }
@@ -265,7 +265,7 @@ fn load_elf(ram: &Ram, request: &Boot, file: &File) -> Result<Kernel, Error> {
 fn entry(image: &elf::Image, protocol: Protocol) -> Result<(Kind, u64), &'static str> {
     // A kernel that has a PVH entry and does not say that it is Linux cannot know Linux' boot parameters.
     let pvh = match (protocol, image.pvh) {
-        (Protocol::Pvh, None) => return Err("it has no PVH entry; use the Linux protocol"),
+        (Protocol::Pvh, None) => return Err("it has no PVH entry; boot it with --entry linux or auto"),
         (Protocol::Pvh, pvh) => pvh,
         (Protocol::Auto, pvh) if !image.linux => pvh,
         _ => None,

@@ -11,7 +11,7 @@ use super::bzimage::{self, BzImage};
 use super::cache::Cache;
 use super::compact::compact;
 use super::unpack::{self, Format};
-use super::{Boot, Error, Kernel, Kind, Report, elf, load_elf};
+use super::{Boot, Error, Kernel, Kind, Protocol, Report, elf, load_elf};
 use crate::mem::Ram;
 
 /// No kernel is larger; `init_size` in the header is a tighter bound.
@@ -45,6 +45,10 @@ pub fn load(ram: &Ram, request: &Boot, mut file: File, head: &[u8]) -> Result<Ke
             }
             None => tracing::info!(kernel = %path.display(), "packed in a way unknown here: it unpacks itself"),
         }
+    }
+    if request.protocol == Protocol::Pvh {
+        let reason = "it has to unpack itself, which it does by its Linux entry; boot it with --entry linux or auto";
+        return Err(Error::Entry { path: path.clone(), reason });
     }
     let (entry, end) = bzimage::place(&image, &mut file, ram).map_err(bzimage)?;
     let version = image.version;

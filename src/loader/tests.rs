@@ -152,7 +152,7 @@ fn pvh_is_used_when_asked_for_or_when_there_is_nothing_else() {
 
     let mut linux = s.request(&fixtures::vmlinux());
     for (protocol, kind) in
-        [(Protocol::Auto, Kind::Vmlinux), (Protocol::Linux64, Kind::Vmlinux), (Protocol::Pvh, Kind::Pvh)]
+        [(Protocol::Auto, Kind::Vmlinux), (Protocol::Linux, Kind::Vmlinux), (Protocol::Pvh, Kind::Pvh)]
     {
         linux.protocol = protocol;
         assert_eq!(load(&s.ram, &linux).unwrap().report.kind, kind);
@@ -262,7 +262,7 @@ fn debian_kernels_load() {
     for (name, release) in [("kernel-6.12-cloud", "6.12."), ("kernel-6.1-cloud", "6.1.")] {
         let dir = assets.join(name);
         if !dir.join("bzImage").exists() {
-            eprintln!("SKIPPED: {} is missing; scripts/assets {name} fetches it", dir.display());
+            eprintln!("\nSKIPPED: {} is missing; scripts/assets {name} fetches it", dir.display());
             continue;
         }
         load_debian(&dir, release);

@@ -1,5 +1,6 @@
 //! From a specification to a machine: opens, places, connects.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Error, Machine, MachineIo};
@@ -9,7 +10,7 @@ use crate::board::ioapic::{self, IoApic};
 use crate::board::layout;
 use crate::bus::Bus;
 use crate::devices::balloon::BalloonHandle;
-use crate::devices::builder::PlacedPorts;
+use crate::devices::builder::{PlacedPorts, Statistics};
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
 use crate::devices::{self, AttachError, Builder, PlainConsole, Spec};
 use crate::engine::kvm::KvmEngine;
@@ -44,6 +45,7 @@ pub(super) struct Parts {
     pub consoles: Arc<ConsoleHub>,
     pub first_output: Arc<FirstOutput>,
     pub power: Arc<PowerPorts>,
+    pub statistics: BTreeMap<String, Statistics>,
     pub balloon: Option<BalloonHandle>,
     _placement: Placement,
     _vm: Arc<dyn Vm>,
@@ -100,6 +102,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         lines: &lines,
         virtio: Vec::new(),
         ports: Vec::new(),
+        statistics: BTreeMap::new(),
         balloon: None,
     };
     for device in &wanted {
@@ -107,7 +110,8 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     }
     // Guests have the time from the PV clock; the real-time clock only answers those who ask without being told of it.
     devices::place_fixed(&mut builder, false);
-    let (virtio, ports, balloon) = (builder.virtio, builder.ports, builder.balloon);
+    let (virtio, ports) = (builder.virtio, builder.ports);
+    let (statistics, balloon) = (builder.statistics, builder.balloon);
     let around =
         Around { bus: &bus, vm: &vm, ram: &ram, events: &main_loop.handle(), lines: &lines, first_gsi: FIRST_FREE_PIN };
     let placement = Placement::new(virtio, spec.transport, &around)?;
@@ -123,7 +127,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         cmdline: command_line(spec, &wanted)?,
         rsdp,
         memory_map: layout::memory_map(spec.memory.0),
-        protocol: loader::Protocol::Auto,
+        protocol: spec.entry,
         decompress: !spec.self_extract,
         cache: loader::cache::Policy::User,
         fresh: true,
@@ -139,6 +143,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         consoles,
         first_output,
         power,
+        statistics,
         balloon,
         _placement: placement,
         _vm: vm,

@@ -8,6 +8,7 @@ mod placement;
 pub mod verdict;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -146,6 +147,11 @@ impl Machine {
             exits_before_first_output: first_output.map(|seen| seen.exits),
             end: clock::monotonic_nanos(),
         }
+    }
+
+    /// What devices tell of themselves, by their names (`net0`, `balloon0`).
+    pub fn device_statistics(&self) -> BTreeMap<String, serde_json::Value> {
+        self.parts.statistics.iter().map(|(name, read)| (name.clone(), read())).collect()
     }
 
     /// Exits to user space so far.

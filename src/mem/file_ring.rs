@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn reads_writes_and_syncs_complete_with_their_tokens() {
         if let Err(e) = FileRing::probe() {
-            eprintln!("SKIPPED: the host refuses io_uring: {e}");
+            eprintln!("\nSKIPPED: the host refuses io_uring: {e}");
             return;
         }
         let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();

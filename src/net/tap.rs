@@ -24,7 +24,7 @@ pub enum Error {
     /// No access to the driver.
     #[error("cannot open {DEVICE}: {0}{1}", DEVICE = tun::DEVICE)]
     Driver(io::Error, &'static str),
-    /// No such interface, and no right to make one.
+    /// No such interface.
     #[error("tap `{0}` does not exist; create it: ip tuntap add {0} mode tap{1} user $USER; ip link set {0} up")]
     Missing(String, &'static str),
     /// Exists, but not for us.
@@ -102,6 +102,10 @@ impl TapQueue {
             };
             Error::Driver(e, remedy)
         })?;
+        // For root the driver would make one: unconfigured, so that nothing could ever pass, and named by a typing error.
+        if tun::state(name).is_err_and(|e| Errno::from_io_error(&e) == Some(Errno::NODEV)) {
+            return Err(Error::Missing(name.into(), if several { " multi_queue" } else { "" }));
+        }
         let mut attached = tun::attach(&file, name, several);
         let mut multi_queue = several;
         if !several && matches!(&attached, Err(e) if Errno::from_io_error(e) == Some(Errno::INVAL)) {

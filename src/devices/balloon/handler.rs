@@ -1,6 +1,7 @@
 //! Gives pages back to the host and keeps the guest's statistics. Runs on the event loop.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{BalloonHandle, STATISTICS, Statistics};
@@ -66,7 +67,10 @@ impl Handler for BalloonHandler {
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken> {
         while let Some(mut chain) = queues.queue(index).pop()? {
             match index {
-                INFLATE => inflate(queues.ram(), &mut chain),
+                INFLATE => {
+                    let bytes = inflate(queues.ram(), &mut chain);
+                    self.handle.given.inflated.fetch_add(bytes, Ordering::Relaxed);
+                }
                 // The guest takes pages again by using them.
                 DEFLATE => {}
                 STATS if self.stats.is_some() => {
@@ -74,7 +78,10 @@ impl Handler for BalloonHandler {
                     continue;
                 }
                 // Drivers number the queues that they use one after the other, the specification numbers all.
-                _ if self.reporting => report(queues.ram(), &chain),
+                _ if self.reporting => {
+                    let bytes = report(queues.ram(), &chain);
+                    self.handle.given.reported.fetch_add(bytes, Ordering::Relaxed);
+                }
                 _ => {}
             }
             queues.queue(index).push(chain, 0)?;
@@ -90,47 +97,54 @@ impl Handler for BalloonHandler {
     }
 }
 
-/// Gives the pages back whose numbers are in `chain`. Numbers that are no RAM mean nothing.
-fn inflate(ram: &Ram, chain: &mut Chain) {
+/// Gives the pages back whose numbers are in `chain`; returns how many bytes. Numbers that are no RAM mean nothing.
+fn inflate(ram: &Ram, chain: &mut Chain) -> u64 {
+    let mut given = 0;
     let mut bytes = [0; 4 * BATCH];
     let mut pages = [0; BATCH];
     for _ in 0..MOST_BATCHES {
         let count = chain.read(&mut bytes);
         let numbers = bytes.get(..count).unwrap_or_default().as_chunks::<4>().0;
         if numbers.is_empty() {
-            return;
+            break;
         }
         pages.iter_mut().zip(numbers).for_each(|(page, number)| *page = u32::from_le_bytes(*number));
         let pages = pages.get_mut(..numbers.len()).unwrap_or_default();
         pages.sort_unstable();
         for run in pages.chunk_by(|a, b| b - a <= 1) {
             let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
-            discard(ram, u64::from(first) * PAGE, (u64::from(last) + 1) * PAGE);
+            given += discard(ram, u64::from(first) * PAGE, (u64::from(last) + 1) * PAGE);
         }
     }
+    given
 }
 
-/// Gives the memory of a request's buffers back, which the guest does not use.
-fn report(ram: &Ram, chain: &Chain) {
+/// Gives the memory of a request's buffers back, which the guest does not use; returns how many bytes.
+fn report(ram: &Ram, chain: &Chain) -> u64 {
+    let mut given = 0;
     for buf in chain.writable() {
         if let Some(at) = ram.guest_address(buf) {
             let end = (at + buf.len() as u64) / PAGE * PAGE;
-            discard(ram, at.next_multiple_of(PAGE), end);
+            given += discard(ram, at.next_multiple_of(PAGE), end);
         }
     }
+    given
 }
 
-/// Gives back what is RAM from `start` to `end`, which are page-aligned.
-fn discard(ram: &Ram, start: u64, end: u64) {
+/// Gives back what is RAM from `start` to `end`, which are page-aligned; returns how many bytes.
+fn discard(ram: &Ram, start: u64, end: u64) -> u64 {
     static FAILED: LogLimit = LogLimit::new();
+    let mut given = 0;
     for region in ram.regions() {
         let (from, to) = (start.max(region.start), end.min(region.start.saturating_add(region.len)));
         let Some(len) = to.checked_sub(from).filter(|&len| len > 0) else { continue };
         match ram.discard(from, len) {
+            Ok(()) => given += len,
             Err(e) if FAILED.allow() => tracing::warn!("balloon: memory was not given back: {e}"),
-            _ => {}
+            Err(_) => {}
         }
     }
+    given
 }
 
 fn read_statistics(chain: &mut Chain) -> Statistics {

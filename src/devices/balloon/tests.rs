@@ -157,6 +157,7 @@ fn statistics_are_asked_for_again_and_again() {
             assert_eq!(handle.statistics(), [("free-bytes", round), ("total-bytes", 2 * round)]);
         }
         kit.reset();
+        assert_eq!(handle.report().guest["free_bytes"], 3, "for the report at the end");
     }
     kit.activate_on_loop(1 << F_STATS_VQ);
     kit.add(2, &[Part::Out(&statistic(4, 1).repeat(1000)), Part::Out(&[1])]);

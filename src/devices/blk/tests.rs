@@ -92,13 +92,13 @@ fn ways(folder: &Path) -> Vec<(String, bool)> {
         (format!("{path},aio=sync,queues=3,queue-size=16"), true),
     ];
     if crate::mem::file_ring::FileRing::probe().is_err() {
-        eprintln!("SKIPPED: io_uring is refused by the host; aio=io_uring falls back to sync here");
+        eprintln!("\nSKIPPED: io_uring is refused by the host; aio=io_uring falls back to sync here");
     }
     let qcow2 = folder.join("disk.qcow2");
     let convert = ["convert", "-f", "raw", "-O", "qcow2", &path, qcow2.to_str().unwrap()];
     match std::process::Command::new("qemu-img").args(convert).status() {
         Ok(status) if status.success() => ways.push((qcow2.to_str().unwrap().into(), true)),
-        _ => eprintln!("SKIPPED: no qemu-img (apt-get install qemu-utils)"),
+        _ => eprintln!("\nSKIPPED: no qemu-img (apt-get install qemu-utils)"),
     }
     ways
 }

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_net::{
 
 use super::handler::{Setup, guest_offloads};
 use super::transmit::ETHERNET;
-use super::{Counters, count};
+use super::{Counters, add};
 use crate::host::log_limit::LogLimit;
 use crate::host::vectored::{MAX_BUFS, Scatter};
 use crate::net::{Backend, HEADER_LEN};
@@ -151,7 +151,7 @@ impl Receiver {
 
     fn drop_packet(&self, why: &str) {
         static DROPPED: LogLimit = LogLimit::new();
-        count(&self.counters.receive_dropped);
+        add(&self.counters.received_dropped, 1);
         if DROPPED.allow() {
             tracing::debug!("packet for the guest dropped: {why}");
         }
@@ -264,7 +264,7 @@ impl Receiver {
             first.skip_writable(HEADER_MIDDLE);
             first.write(&buffers.to_le_bytes());
         }
-        count(&self.counters.received);
+        self.counters.received(len);
         queues.queue(self.queue()).push_all(&mut self.batch)
     }
 }

@@ -111,7 +111,7 @@ impl Bench {
 
     fn dropped(&self) -> (u64, u64) {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (get(&self.counters.receive_dropped), get(&self.counters.send_dropped))
+        (get(&self.counters.received_dropped), get(&self.counters.sent_dropped))
     }
 
     fn command(&mut self, queue: usize, parts: &[&[u8]]) -> u8 {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::receive::MAX_PACKET;
-use super::{Counters, count};
+use super::{Counters, add};
 use crate::net::{Backend, HEADER_LEN};
 use crate::virtio::queue::Queues;
 use crate::virtio::{Broken, Chain, Interest};
@@ -48,13 +48,13 @@ impl Transmitter {
 
     fn send(&mut self, chain: Chain, queues: &mut Queues) -> Result<(), Broken> {
         match self.try_send(&chain) {
-            Ok(()) => count(&self.counters.sent),
+            Ok(()) => self.counters.sent(chain.readable_len()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.watch(queues) => {
                 self.stuck = Some(chain);
                 return Ok(());
             }
             Err(e) => {
-                count(&self.counters.send_dropped);
+                add(&self.counters.sent_dropped, 1);
                 tracing::trace!("packet from the guest dropped: {e}");
             }
         }

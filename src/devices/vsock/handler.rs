@@ -133,7 +133,12 @@ impl VsockHandler {
     }
 
     fn request(&mut self, header: &Header, queues: &mut Queues) {
-        let stream = if self.table.is_full() { None } else { self.connect(header.dst_port) };
+        static FULL: LogLimit = LogLimit::new();
+        let full = self.table.is_full();
+        if full && FULL.allow() {
+            tracing::warn!("vsock: a connection of the guest is refused: it has {} already", self.limits.connections);
+        }
+        let stream = if full { None } else { self.connect(header.dst_port) };
         let connection = stream.map(|stream| Connection::accepted(header, stream, self.table.backlog()));
         match connection.and_then(|connection| self.table.insert(Slot::Connection(Box::new(connection)))) {
             Some(slot) => self.follow(slot, Verdict::Keep, queues),
@@ -323,7 +328,12 @@ impl VsockHandler {
     fn pace(&mut self, queues: &mut Queues) {
         let paused = self.failed || self.table.is_full();
         if paused != self.paused {
+            static WAITING: LogLimit = LogLimit::new();
             self.paused = paused;
+            if paused && WAITING.allow() {
+                let why = if self.failed { "the host has no file descriptors left" } else { "it has all it may have" };
+                tracing::warn!("vsock: programs of the host wait for a connection to the guest: {why}");
+            }
             queues.pause(LISTENER, paused);
         }
     }

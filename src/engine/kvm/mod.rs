@@ -104,7 +104,7 @@ mod tests {
     fn contract() {
         match KvmEngine::open() {
             Ok(engine) => contract::run_all(&engine),
-            Err(e) => println!("SKIPPED engine::kvm contract: {e}"),
+            Err(e) => println!("\nSKIPPED engine::kvm contract: {e}"),
         }
     }
 

@@ -18,7 +18,7 @@ pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     });
     match done.recv_timeout(Duration::from_secs(60)) {
         Ok(true) => {}
-        Ok(false) => eprintln!("SKIPPED: a tap test needs root, {} and the `ip` command", tun::DEVICE),
+        Ok(false) => eprintln!("\nSKIPPED: a tap test needs root, {} and the `ip` command", tun::DEVICE),
         Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("the test takes too long"),
         Err(_) => thread.join().unwrap(),
     }
@@ -66,7 +66,9 @@ fn state_and_queues_are_those_of_the_interface() {
         }
         let other = refusal("lo", 1);
         assert!(other.contains("not a tap"), "{other}");
-        assert_eq!(Tap::open("fresh", 1).unwrap().mtu, 1500, "root may make one on the fly");
+        let missing = refusal("fresh", 1);
+        assert!(missing.contains("does not exist; create it: ip tuntap add fresh mode tap user $USER;"), "{missing}");
+        assert!(refusal("fresh", 2).contains("mode tap multi_queue user"), "with several queues");
     });
 }
 
