@@ -53,6 +53,15 @@ pub struct Layout {
     pub event_idx: bool,
 }
 
+/// A queue that needs another turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Again {
+    pub(crate) queue: usize,
+    /// It had all that it may have in one turn, so others go first. Otherwise the driver made something available
+    /// after the handler had found the queue empty and before it was asked to notify.
+    pub(crate) throttled: bool,
+}
+
 /// What a handler sees of its device and guest.
 #[derive(Debug)]
 pub struct Queues {
@@ -116,10 +125,15 @@ impl Queues {
     }
 
     /// After a turn: the driver notifies what the handler waits for. Adds queues that need another turn to `again`.
-    pub(crate) fn end_turn(&mut self, again: &mut Vec<usize>) -> Result<(), Broken> {
+    pub(crate) fn end_turn(&mut self, again: &mut Vec<Again>) -> Result<(), Broken> {
         for queue in &mut self.list {
-            if queue.end()? && !again.contains(&queue.index) {
-                again.push(queue.index);
+            let throttled = queue.throttled;
+            if !queue.end()? {
+                continue;
+            }
+            match again.iter_mut().find(|again| again.queue == queue.index) {
+                Some(known) => known.throttled |= throttled,
+                None => again.push(Again { queue: queue.index, throttled }),
             }
         }
         Ok(())
