@@ -319,8 +319,23 @@ fn watched_and_paused_descriptors() {
 }
 
 /// Gives each chain back and makes it available again at once: a driver that never stops.
-struct Endless;
-struct EndlessHandler(u32);
+struct Endless {
+    /// It does so only when the device has found the queue empty.
+    late: bool,
+}
+struct EndlessHandler {
+    done: u32,
+    late: bool,
+}
+impl EndlessHandler {
+    fn available_again(&self, queues: &Queues) {
+        if self.done < 2000 {
+            let layout_of_test = 0x1_0000 + 8 * 16;
+            let index = (self.done + 1) as u16;
+            queues.ram().write(layout_of_test + 2, &index.to_le_bytes()).unwrap();
+        }
+    }
+}
 impl VirtioDevice for Endless {
     fn info(&self) -> Info {
         Info { id: 1, features: 0, queue_sizes: vec![8], blocking: false }
@@ -330,7 +345,7 @@ impl VirtioDevice for Endless {
         EMPTY.get_or_init(|| ConfigSpace::new(0))
     }
     fn activate(&mut self, _: u64) -> Result<Box<dyn Handler>, ActivateError> {
-        Ok(Box::new(EndlessHandler(0)))
+        Ok(Box::new(EndlessHandler { done: 0, late: self.late }))
     }
 }
 impl Handler for EndlessHandler {
@@ -338,13 +353,14 @@ impl Handler for EndlessHandler {
         let mut turn = 0;
         while let Some(chain) = queues.queue(0).pop()? {
             turn += 1;
-            self.0 += 1;
+            self.done += 1;
             queues.queue(0).push(chain, 0)?;
-            if self.0 < 2000 {
-                let layout_of_test = 0x1_0000 + 8 * 16;
-                let index = (self.0 + 1) as u16;
-                queues.ram().write(layout_of_test + 2, &index.to_le_bytes()).unwrap();
+            if !self.late {
+                self.available_again(queues);
             }
+        }
+        if self.late {
+            self.available_again(queues);
         }
         assert!(turn <= BUDGET);
         Ok(())
@@ -353,8 +369,8 @@ impl Handler for EndlessHandler {
 
 #[test]
 fn a_driver_that_never_stops_does_not_keep_the_loop() {
-    let mut kit = Kit::new(Box::new(Endless));
-    for on_loop in [false, true] {
+    for (late, on_loop) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut kit = Kit::new(Box::new(Endless { late }));
         if on_loop {
             kit.activate_on_loop(0);
         } else {
