@@ -151,7 +151,9 @@ impl<'de> Deserialize<'de> for DeviceTables {
         let mut tables = BTreeMap::new();
         for (name, value) in values {
             let Some(kind) = devices::kind(&name) else {
-                return Err(D::Error::custom(format!("unknown key `{name}`")));
+                return Err(D::Error::custom(format!(
+                    "unknown key `{name}`; keys are named like the flags of belljar boot --help"
+                )));
             };
             let many = match value {
                 toml::Value::Array(many) => many,
@@ -222,7 +224,14 @@ pub enum SpecError {
 impl MachineSpec {
     /// Parses a specification file.
     pub fn from_toml(text: &str) -> Result<Self, SpecError> {
-        toml::from_str(text).map_err(|e| SpecError::Toml(e.to_string().trim_end().to_string()))
+        toml::from_str(text).map_err(|e| {
+            // The place of an unknown key is not known: then it is the whole text.
+            let place = e.span().filter(|span| span.start > 0 || span.end < text.trim_end().len());
+            let line = place.map(|span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
+            let line = line.and_then(|line| Some((line + 1, text.lines().nth(line)?)));
+            let line = line.map_or_else(String::new, |(number, line)| format!("line {number}, `{}`: ", line.trim()));
+            SpecError::Toml(format!("{line}{}", e.message().trim_end().replace('\n', ", ")))
+        })
     }
 
     /// The specification as such a file.

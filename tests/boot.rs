@@ -19,6 +19,36 @@ fn a_shell_answers_typed_commands() {
     guest.finish(BOOT).code(0);
 }
 
+/// As from a pipe: before the guest's first instruction.
+fn early_input(kernel: &str, flags: &[&str]) {
+    let mut guest = guest!(kernel).args(flags).start();
+    guest.send("echo first-$((6 * 7))");
+    guest.send("echo second-$((7 * 7)); exit");
+    guest.expect("first-42");
+    guest.expect("second-49");
+    guest.finish(BOOT).code(0);
+}
+
+#[test]
+fn early_input_on_the_serial_port() {
+    early_input("6.12-cloud/vmlinux", &[]);
+    early_input("6.1-cloud/vmlinux", &[]);
+}
+
+#[test]
+fn early_input_on_both_consoles() {
+    early_input("6.12-cloud/vmlinux", &["--console"]);
+    early_input("6.1-cloud/vmlinux", &["--console"]);
+}
+
+#[test]
+fn the_pvh_entry() {
+    for image in ["6.12-cloud/vmlinux", "6.12-cloud"] {
+        let outcome = guest!(image).args(["--entry", "pvh", "--cpus", "2"]).script(REPORT).run();
+        outcome.code(0).shows("belljar-guest: status 0").shows("\n2\n");
+    }
+}
+
 fn boots(kernel: &str, version: &str) {
     let outcome = guest!(kernel).script(REPORT).run();
     outcome.code(0).shows("belljar-guest: status 0").shows(&format!("\n{version}."));

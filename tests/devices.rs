@@ -196,7 +196,10 @@ const FILL: &str = "fill() { dd if=/dev/zero of=/dev/shm/data bs=1M count=130 2>
 #[test]
 fn memory_that_the_guest_frees_comes_back() {
     let script = "fill; echo; echo used; read; rm /dev/shm/data; echo; echo freed; read";
+    let dir = scratch();
+    let report = dir.path().join("report");
     let guest = guest!(KERNEL).args(["--memory", "320M", "--balloon", "stats=1,free-page-reporting"]);
+    let guest = guest.arg("--report", &report);
     let guest = guest.env("BELLJAR_LOG", "belljar::devices::balloon=debug");
     let mut guest = guest.script(&[FILL, script].concat()).start();
     guest.expect("\nused");
@@ -208,6 +211,10 @@ fn memory_that_the_guest_frees_comes_back() {
     shrinks_below(&guest, used - 100);
     guest.send("");
     guest.finish(BOOT).code(0);
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let balloon = &report["devices"]["balloon0"];
+    assert!(balloon["reported_bytes"].as_u64().unwrap() >= 100 << 20, "{balloon}");
+    assert!(balloon["guest"]["total_bytes"].as_u64().unwrap() > 250 << 20, "{balloon}");
 }
 
 #[test]

@@ -51,6 +51,32 @@ fn every_command_is_understood() {
     assert!(seen > 10, "only {seen} commands found");
 }
 
+/// `tour.rs` runs what is in `sh` blocks, and only that.
+#[test]
+fn every_command_is_run_by_the_tour() {
+    let tour = include_str!("tour.rs");
+    let mut all = String::new();
+    for (path, text) in documents() {
+        let mut kind = None;
+        for line in text.lines() {
+            kind = match (line.strip_prefix("```"), kind) {
+                (Some(opened), None) => Some(opened),
+                (Some(_), Some(_)) => None,
+                (None, kind) => kind,
+            };
+            let hidden = kind != Some("sh") && boot_command(line).is_some();
+            assert!(!hidden, "{}: put this into a block that begins with ```sh: {line}", path.display());
+        }
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(!text.contains("```sh\n") || tour.contains(&format!("{name}\"));")), "tests/tour.rs leaves {name} out");
+        all.push_str(&text);
+    }
+    let not_run = tour.split("const NOT_RUN").nth(1).unwrap().split("];").next().unwrap();
+    for words in not_run.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()) {
+        assert!(all.contains(words), "no document has `{words}` any more: remove it from NOT_RUN in tests/tour.rs");
+    }
+}
+
 #[test]
 fn the_readme_has_every_option() {
     let (_, readme) = documents().remove(0);

@@ -1,7 +1,8 @@
 //! `belljar boot`: a guest operating system from the command line.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -130,6 +131,11 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         println!("\n# kernel command line: {}", crate::machine::kernel_command_line(&spec).map_err(Failure::usage)?);
         return Ok(0);
     }
+    // Opened first: what was a long run should not end with the news that its result cannot be kept.
+    let mut report_file = None;
+    if let Some(path) = matches.get_one::<PathBuf>("report") {
+        report_file = Some(File::create(path).map_err(|e| file_failure("write the report", path, &e))?);
+    }
     limits::raise_open_files();
     // Before any thread exists, so that all of them leave these signals to the main thread.
     let signals =
@@ -151,7 +157,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     // Flushes the consoles and gives the terminal back before anything else is printed on it.
     drop(machine);
     terminal::restore();
-    conclude(matches, &report)
+    conclude(matches, &report, report_file)
 }
 
 /// What `--report` writes.
@@ -166,7 +172,7 @@ struct Report {
     devices: BTreeMap<String, serde_json::Value>,
 }
 
-fn conclude(matches: &ArgMatches, report: &Report) -> Result<u8, Failure> {
+fn conclude(matches: &ArgMatches, report: &Report, file: Option<File>) -> Result<u8, Failure> {
     if !matches!(report.verdict, Verdict::PoweredOff | Verdict::Quit) {
         eprintln!("belljar: {}", report.verdict);
     }
@@ -177,8 +183,9 @@ fn conclude(matches: &ArgMatches, report: &Report) -> Result<u8, Failure> {
     if matches.get_flag("timing") {
         eprintln!("belljar: timing: {}", json(&report.timing)?);
     }
-    if let Some(path) = matches.get_one::<PathBuf>("report") {
-        fs::write(path, json(report)? + "\n").map_err(|e| file_failure("write the report", path, &e))?;
+    if let (Some(path), Some(mut file)) = (matches.get_one::<PathBuf>("report"), file) {
+        let text = json(report)? + "\n";
+        file.write_all(text.as_bytes()).map_err(|e| file_failure("write the report", path, &e))?;
     }
     Ok(report.exit_code)
 }
@@ -196,7 +203,10 @@ fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
     let mut spec = match matches.get_one::<PathBuf>("spec") {
         None => MachineSpec::default(),
         Some(path) => {
-            let text = fs::read_to_string(path).map_err(|e| file_failure("read the specification", path, &e))?;
+            let text = fs::read_to_string(path).map_err(|e| match e.kind() {
+                ErrorKind::InvalidData => Failure::usage(SpecError::Toml(format!("{} is not a text", path.display()))),
+                _ => file_failure("read the specification", path, &e),
+            })?;
             MachineSpec::from_toml(&text)
                 .map_err(|e| Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), super::chain(&e)))))?
         }

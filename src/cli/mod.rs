@@ -6,6 +6,7 @@ mod device_flags;
 use std::process::ExitCode;
 
 use clap::Command;
+use clap::error::ErrorKind;
 
 use crate::machine::verdict::EXIT_FAILED;
 
@@ -27,7 +28,7 @@ impl Failure {
 
     /// belljar or the host failed.
     fn failed(error: impl std::error::Error) -> Self {
-        Self { code: EXIT_FAILED, message: chain(&error) }
+        Self { code: EXIT_FAILED, message: remedy(chain(&error)) }
     }
 }
 
@@ -43,6 +44,27 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Says what to do if all that `message` ends with is the host's reason. The number that Rust adds to it helps nobody.
+fn remedy(message: String) -> String {
+    let Some((text, number)) = message.trim_end_matches(')').rsplit_once(" (os error ") else { return message };
+    match number {
+        "2" => format!("{text}: check the path"),
+        "13" => format!("{text}: let this user open it (ls -l shows who may), or give a copy"),
+        "21" => format!("{text}: give a file"),
+        "28" => format!("{text}: make room"),
+        _ => message,
+    }
+}
+
+/// What clap says about a command line, on one line and without the usage, which `--help` prints.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let words: Vec<_> = said.map(|line| line.trim_start_matches("error: ")).collect();
+    format!("belljar: {}; belljar boot --help lists what there is", words.join(" "))
 }
 
 /// The whole command line, as help, completions and tests see it.
@@ -61,6 +83,10 @@ pub fn main() -> ExitCode {
     let matches = match command().try_get_matches() {
         Ok(matches) => matches,
         Err(e) => {
+            if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                eprintln!("{}", usage_line(&e));
+                return EXIT_USAGE.into();
+            }
             // Help and version are no errors; a closed pipe while printing them is none either.
             let _ = e.print();
             return if e.use_stderr() { EXIT_USAGE.into() } else { ExitCode::SUCCESS };
