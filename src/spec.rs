@@ -225,8 +225,8 @@ impl MachineSpec {
     /// Parses a specification file.
     pub fn from_toml(text: &str) -> Result<Self, SpecError> {
         toml::from_str(text).map_err(|e| {
-            // The place of an unknown key is not known: then it is the whole text.
-            let place = e.span().filter(|span| span.start > 0 || span.end < text.trim_end().len());
+            // The place of an unknown key is not known: then it is said to be the beginning.
+            let place = e.span().filter(|span| span.start > 0);
             let line = place.map(|span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
             let line = line.and_then(|line| Some((line + 1, text.lines().nth(line)?)));
             let line = line.map_or_else(String::new, |(number, line)| format!("line {number}, `{}`: ", line.trim()));

@@ -188,6 +188,9 @@ impl Uart {
     fn withdraw(&mut self) {
         let mut bytes = [0; FIFO];
         let waiting = FIFO.saturating_sub(self.registers.fifo_capacity());
+        if waiting == 0 {
+            return;
+        }
         let bytes = bytes.get_mut(..waiting).unwrap_or_default();
         bytes.iter_mut().for_each(|byte| *byte = self.registers.read(RBR));
         self.input.give_back(bytes);
