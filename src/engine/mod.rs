@@ -10,6 +10,8 @@
 #[cfg(test)]
 pub mod contract;
 pub mod kvm;
+#[allow(dead_code, reason = "under construction")]
+mod soft;
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -1,0 +1,215 @@
+//! Page tables (SDM volume 3, chapter 4; AMD APM volume 2, chapter 5): linear to guest-physical addresses, with
+//! permissions, accessed and dirty bits. Four levels in IA-32e mode; legacy PAE and 32-bit paging for kernels that boot
+//! through them.
+
+// UNSAFETY: reads and updates page-table entries in guest RAM.
+#![expect(unsafe_code)]
+
+use super::host;
+use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
+use crate::engine::soft::fault::{self, Break, Fault};
+use crate::engine::soft::flags::rflags;
+
+/// What an access does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine::soft) enum Access {
+    /// Reads data.
+    Read,
+    /// Writes, or reads and then writes.
+    Write,
+    /// Fetches code.
+    Fetch,
+}
+
+/// Where a linear address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine::soft) struct Mapping {
+    /// Guest-physical address.
+    pub(in crate::engine::soft) physical: u64,
+    /// Whether writes are allowed and the dirty bit is set.
+    pub(in crate::engine::soft) writable: bool,
+    /// Size of the page: 4 KiB, 2 MiB, 4 MiB, 1 GiB.
+    pub(in crate::engine::soft) size: u64,
+}
+
+/// Page-table entry bits.
+mod pte {
+    pub(super) const PRESENT: u64 = 1;
+    pub(super) const WRITABLE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    pub(super) const ACCESSED: u64 = 1 << 5;
+    pub(super) const DIRTY: u64 = 1 << 6;
+    pub(super) const LARGE: u64 = 1 << 7;
+    pub(super) const NO_EXECUTE: u64 = 1 << 63;
+    pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+}
+
+/// Error code of a page fault (SDM volume 3, 4.7).
+mod code {
+    pub(super) const PRESENT: u32 = 1;
+    pub(super) const WRITE: u32 = 1 << 1;
+    pub(super) const USER: u32 = 1 << 2;
+    pub(super) const RESERVED: u32 = 1 << 3;
+    pub(super) const FETCH: u32 = 1 << 4;
+}
+
+/// Physical address bits that this CPU has (CPUID 8000_0008h says the same).
+pub(in crate::engine::soft) const PHYSICAL_BITS: u32 = 46;
+const RESERVED_ADDRESS: u64 = pte::ADDRESS & !((1 << PHYSICAL_BITS) - 1);
+
+/// One level of a paging mode.
+struct Level {
+    shift: u32,
+    index_bits: u32,
+    /// Size of a page that this level maps itself, if it may.
+    large: bool,
+}
+
+const fn level(shift: u32, index_bits: u32, large: bool) -> Level {
+    Level { shift, index_bits, large }
+}
+
+const FOUR_LEVEL: &[Level] =
+    &[level(39, 9, false), level(30, 9, true), level(21, 9, true), level(12, 9, false)];
+const PAE: &[Level] = &[level(30, 2, false), level(21, 9, true), level(12, 9, false)];
+const LEGACY: &[Level] = &[level(22, 10, true), level(12, 10, false)];
+
+impl Cpu {
+    /// Whether linear `at` is canonical: bits 63 to 47 agree.
+    #[inline]
+    pub(in crate::engine::soft) fn canonical(at: u64) -> bool {
+        ((at as i64) << 16 >> 16) as u64 == at
+    }
+
+    /// Translates linear `at` for `access` at the present privilege; the fault is raised, but nothing else changes but
+    /// accessed and dirty bits.
+    pub(in crate::engine::soft) fn translate(&mut self, at: u64, access: Access) -> Result<Mapping, Break> {
+        let user = self.cpl == 3;
+        self.translate_as(at, access, user)
+    }
+
+    /// As [`Cpu::translate`], for an access with user (`true`) or supervisor rights, whatever CPL is: descriptor tables and
+    /// task state segments are read with supervisor rights.
+    pub(in crate::engine::soft) fn translate_as(&mut self, at: u64, access: Access, user: bool) -> Result<Mapping, Break> {
+        if self.system.cr0 & cr0::PG == 0 {
+            return Ok(Mapping { physical: at & 0xffff_ffff, writable: true, size: 4096 });
+        }
+        let long = self.long_mode();
+        if long && !Self::canonical(at) {
+            return Err(self.gp(0));
+        }
+        let pae = self.system.cr4 & cr4::PAE != 0;
+        let levels = if long { FOUR_LEVEL } else if pae { PAE } else { LEGACY };
+        match self.walk(at, access, user, levels, if long || pae { 8 } else { 4 }) {
+            Ok(mapping) => Ok(mapping),
+            Err(error) => {
+                self.fault = Fault { vector: fault::PF, error: Some(error), address: at };
+                Err(Break::Fault)
+            }
+        }
+    }
+
+    /// The error code of the page fault, if it is one.
+    fn walk(&self, at: u64, access: Access, user: bool, levels: &[Level], entry_bytes: u64) -> Result<Mapping, u32> {
+        let no_execute = self.system.efer & efer::NXE != 0;
+        let mut error = if user { code::USER } else { 0 };
+        error |= if access == Access::Write { code::WRITE } else { 0 };
+        let smep = self.system.cr4 & cr4::SMEP != 0;
+        error |= if access == Access::Fetch && (no_execute || smep) { code::FETCH } else { 0 };
+        let legacy_pae = entry_bytes == 8 && levels.len() == 3;
+        let mut table = self.system.cr3 & if legacy_pae { 0xffff_ffe0 } else { pte::ADDRESS };
+        let (mut rights, mut nx) = (pte::WRITABLE | pte::USER, 0);
+        for (depth, level) in levels.iter().enumerate() {
+            let slot = table + (at >> level.shift & ((1 << level.index_bits) - 1)) * entry_bytes;
+            let entry = self.entry(slot, entry_bytes).ok_or(error)?;
+            if entry & pte::PRESENT == 0 {
+                return Err(error);
+            }
+            let last = level.shift == 12 || (level.large && entry & pte::LARGE != 0 && self.large_pages(entry_bytes));
+            self.check_reserved(entry, entry_bytes, level, last, no_execute).map_err(|()| error | code::PRESENT | code::RESERVED)?;
+            // The four entries of legacy PAE's top level have no rights and no accessed bit.
+            let top_of_pae = legacy_pae && depth == 0;
+            if !top_of_pae {
+                rights &= entry;
+                nx |= entry & pte::NO_EXECUTE;
+            }
+            if !last {
+                if !top_of_pae {
+                    self.mark(slot, entry, pte::ACCESSED, entry_bytes);
+                }
+                table = entry & pte::ADDRESS;
+                continue;
+            }
+            self.check_rights(rights, nx != 0 && entry_bytes == 8, access, user).map_err(|()| error | code::PRESENT)?;
+            let dirty = if access == Access::Write { pte::DIRTY } else { 0 };
+            self.mark(slot, entry, pte::ACCESSED | dirty, entry_bytes);
+            let size = 1u64 << level.shift;
+            let may_write = rights & pte::WRITABLE != 0 || (!user && self.system.cr0 & cr0::WP == 0);
+            let page = entry & pte::ADDRESS & !(size - 1);
+            return Ok(Mapping {
+                physical: page | at & (size - 1),
+                writable: may_write && (entry | dirty) & pte::DIRTY != 0,
+                size,
+            });
+        }
+        Err(error)
+    }
+
+    fn large_pages(&self, entry_bytes: u64) -> bool {
+        entry_bytes == 8 || self.system.cr4 & cr4::PSE != 0
+    }
+
+    fn check_reserved(&self, entry: u64, entry_bytes: u64, level: &Level, last: bool, no_execute: bool) -> Result<(), ()> {
+        if entry_bytes == 4 {
+            return Ok(());
+        }
+        let large = last && level.shift != 12;
+        let low = if large { (1u64 << level.shift) - (1 << 13) } else { 0 };
+        let ps = if !level.large && level.shift == 39 { pte::LARGE } else { 0 };
+        let nx = if no_execute { 0 } else { pte::NO_EXECUTE };
+        if entry & (RESERVED_ADDRESS | low | ps | nx) == 0 { Ok(()) } else { Err(()) }
+    }
+
+    fn check_rights(&self, rights: u64, nx: bool, access: Access, user: bool) -> Result<(), ()> {
+        let user_page = rights & pte::USER != 0;
+        let allowed = match (user, user_page) {
+            (true, false) => false,
+            (false, true) if access == Access::Fetch => self.system.cr4 & cr4::SMEP == 0,
+            (false, true) => {
+                // AC lifts SMAP for explicit accesses; those that are implicitly supervisor's come here at CPL 3.
+                self.system.cr4 & cr4::SMAP == 0 || (self.system.rflags & rflags::AC != 0 && self.cpl != 3)
+            }
+            _ => true,
+        };
+        let permitted = match access {
+            Access::Read => true,
+            Access::Write => rights & pte::WRITABLE != 0 || (!user && self.system.cr0 & cr0::WP == 0),
+            Access::Fetch => !nx,
+        };
+        if allowed && permitted { Ok(()) } else { Err(()) }
+    }
+
+    /// The entry at guest-physical `slot`; none if that is not RAM.
+    fn entry(&self, slot: u64, bytes: u64) -> Option<u64> {
+        let host = self.shared.physical.page(slot)?.host as u64 + (slot & 0xfff);
+        // SAFETY: `slot` is aligned to its size, so the entry lies within the page of RAM that was just found.
+        Some(unsafe { if bytes == 8 { host::load::<u64>(host) } else { host::load::<u32>(host).into() } })
+    }
+
+    /// Sets bits of the entry at `slot` if it is still `entry`; if another CPU changed it, that CPU flushes anyway.
+    fn mark(&self, slot: u64, entry: u64, bits: u64, bytes: u64) {
+        if entry & bits == bits {
+            return;
+        }
+        let Some(page) = self.shared.physical.page(slot) else { return };
+        let host = page.host as u64 + (slot & 0xfff);
+        // SAFETY: as in `entry`.
+        unsafe {
+            if bytes == 8 {
+                host::compare_exchange::<u64>(host, entry, entry | bits);
+            } else {
+                host::compare_exchange::<u32>(host, entry as u32, (entry | bits) as u32);
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What the vCPUs of one VM share: RAM, who decoded which page, how to reach each other.
+
+// UNSAFETY: keeps a pointer to the machine's registers for the time of one `Vcpu::run`.
+#![expect(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::attention::{Attention, CodeNews};
+use super::memory::physical::Physical;
+use crate::engine::{CpuIo, IoAddr};
+use crate::mem::Ram;
+use std::sync::{PoisonError, RwLock};
+use vmm_sys_util::eventfd::EventFd;
+
+/// One VM, as its vCPUs see it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Keeps the mappings alive that `physical` points into.
+    _ram: Ram,
+    /// Guest-physical memory.
+    pub(super) physical: Physical,
+    /// For each page of RAM, whether some vCPU decoded code of it.
+    has_code: Box<[AtomicU8]>,
+    attentions: Vec<Arc<Attention>>,
+    doorbells: RwLock<Vec<Doorbell>>,
+}
+
+/// Rings `fd` when the guest writes to `at`, only for `value` if there is one.
+#[derive(Debug)]
+pub(super) struct Doorbell {
+    pub(super) at: IoAddr,
+    pub(super) value: Option<u32>,
+    pub(super) fd: EventFd,
+}
+
+impl Shared {
+    pub(super) fn new(ram: &Ram, cpus: u32) -> Self {
+        let physical = Physical::new(ram);
+        let has_code = (0..physical.pages()).map(|_| AtomicU8::new(0)).collect();
+        let attentions = (0..cpus).map(|_| Arc::default()).collect();
+        Self { _ram: ram.clone(), physical, has_code, attentions, doorbells: RwLock::default() }
+    }
+
+    /// Number of vCPUs.
+    pub(super) fn cpus(&self) -> u32 {
+        self.attentions.len() as u32
+    }
+
+    /// How vCPU `index`, which must exist, is reached.
+    pub(super) fn attention(&self, index: u32) -> &Arc<Attention> {
+        &self.attentions[index as usize]
+    }
+
+    /// Adds a doorbell.
+    pub(super) fn add_doorbell(&self, doorbell: Doorbell) {
+        self.doorbells.write().unwrap_or_else(PoisonError::into_inner).push(doorbell);
+    }
+
+    /// Takes a doorbell away.
+    pub(super) fn remove_doorbell(&self, at: IoAddr, value: Option<u32>) {
+        let mut doorbells = self.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        doorbells.retain(|bell| (bell.at, bell.value) != (at, value));
+    }
+
+    /// Whether a write went to a doorbell, which then was rung.
+    pub(super) fn ring_doorbell(&self, at: IoAddr, data: &[u8]) -> bool {
+        let mut bytes = [0; 8];
+        bytes.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        let written = u64::from_le_bytes(bytes);
+        let doorbells = self.doorbells.read().unwrap_or_else(PoisonError::into_inner);
+        let rings = |bell: &&Doorbell| bell.at == at && bell.value.is_none_or(|value| u64::from(value) == written);
+        let Some(bell) = doorbells.iter().find(rings) else { return false };
+        if let Err(e) = bell.fd.write(1) {
+            tracing::debug!("doorbell {at:x?}: {e}");
+        }
+        true
+    }
+
+    /// Whether writes to a page of RAM must be told.
+    #[inline]
+    pub(super) fn has_code(&self, page: u32) -> bool {
+        self.has_code.get(page as usize).is_some_and(|flag| flag.load(Ordering::SeqCst) != 0)
+    }
+
+    /// `by` is about to decode code of a page. The others are told to notice writes from now on, and answer with
+    /// [`CodeNews::Written`], since they may have written before they knew.
+    pub(super) fn decodes(&self, page: u32, by: u32) {
+        let Some(flag) = self.has_code.get(page as usize) else { return };
+        if flag.swap(1, Ordering::SeqCst) == 0 {
+            self.tell_others(by, CodeNews::Decoded { page, by });
+        }
+    }
+
+    /// Pieces of a page with code were written by `by`, who takes care of its own blocks.
+    pub(super) fn wrote(&self, page: u32, pieces: u64, by: u32) {
+        self.tell_others(by, CodeNews::Written { page, pieces });
+    }
+
+    fn tell_others(&self, by: u32, news: CodeNews) {
+        let others = self.attentions.iter().enumerate().filter(|(index, _)| *index != by as usize);
+        others.for_each(|(_, attention)| attention.tell(news));
+    }
+}
+
+/// The machine's registers while a vCPU runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IoPointer(Option<*const (dyn CpuIo + 'static)>);
+
+// SAFETY: only used on the thread that set it, within `Vcpu::run`; elsewhere it is `None`.
+unsafe impl Send for IoPointer {}
+
+impl IoPointer {
+    /// None: accesses read as ones.
+    pub(super) const NONE: Self = Self(None);
+
+    /// Points to `io`; whoever calls this sets [`IoPointer::NONE`] again before `io` ends.
+    pub(super) fn to(io: &dyn CpuIo) -> Self {
+        let pointer: *const (dyn CpuIo + '_) = io;
+        // SAFETY: only the lifetime changes; `get` hands the reference out while `io` lives, as `to` demands.
+        Self(Some(unsafe { std::mem::transmute::<*const (dyn CpuIo + '_), *const (dyn CpuIo + 'static)>(pointer) }))
+    }
+
+    /// The registers, within `Vcpu::run`.
+    pub(super) fn get(&self) -> Option<&dyn CpuIo> {
+        // SAFETY: set by `to` at the start of `Vcpu::run` and reset at its end, so what it points to lives.
+        self.0.map(|io| unsafe { &*io })
+    }
+}
