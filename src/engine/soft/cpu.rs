@@ -1,15 +1,20 @@
 //! The state of one software CPU. The run loop is in `run.rs`; instructions are functions in `exec/`, `system/` and
 //! `vector/`; this file holds what they all work on and the few facts derived from it.
 
+// UNSAFETY: says that a CPU may move to another thread although it holds a pointer.
+#![expect(unsafe_code)]
+
 use std::sync::Arc;
 
 use super::code::block::CodeCache;
+use super::code::features::Features;
 use super::code::op::{Op, Seg};
 use super::fault::{self, Break, Fault};
 use super::flags::{Flags, rflags};
 use super::memory::tlb::Tlb;
 use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
+use super::vector::Thunks;
 use super::vector::state::VectorState;
 use crate::arch::x86_64::state::{DescriptorTable, Segment};
 use crate::engine::{Exit, ExitCounters};
@@ -130,9 +135,44 @@ pub(super) struct Cpu {
     pub(super) io: IoPointer,
     /// Accesses by kind.
     pub(super) counters: Arc<ExitCounters>,
+    /// Instructions that CPUID offers.
+    pub(super) features: Features,
+    /// Stubs of vector instructions.
+    pub(super) thunks: Arc<Thunks>,
 }
 
+// SAFETY: `end` points into a block that the CPU itself owns.
+unsafe impl Send for Cpu {}
+
 impl Cpu {
+    /// A CPU without any state yet; real mode, all registers zero.
+    pub(super) fn new(index: u32, shared: Arc<Shared>, thunks: Arc<Thunks>) -> Self {
+        Self {
+            regs: RegisterFile::default(),
+            flags: Flags::default(),
+            seg_base: [0; 8],
+            end: std::ptr::null(),
+            rip: 0,
+            tlb: Tlb::default(),
+            cpl: 0,
+            code_size: CodeSize::Bits16,
+            shadow: false,
+            interrupt_waits: false,
+            fault: Fault { vector: 0, error: None, address: 0 },
+            leave: None,
+            instructions: 0,
+            system: System::default(),
+            vector: Box::default(),
+            code: CodeCache::default(),
+            shared,
+            index,
+            io: IoPointer::NONE,
+            counters: Arc::default(),
+            features: Features::default(),
+            thunks,
+        }
+    }
+
     /// RFLAGS as software sees it.
     pub(super) fn rflags(&self) -> u64 {
         self.system.rflags | self.flags.to_rflags() | rflags::FIXED

@@ -14,7 +14,10 @@ mod fault;
 mod flags;
 mod memory;
 mod registers;
+mod run;
 mod shared;
 mod system;
+#[cfg(test)]
+mod testing;
 mod vector;
 mod width;

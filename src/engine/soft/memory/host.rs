@@ -19,10 +19,18 @@ pub(in crate::engine::soft) unsafe fn load<T: Width>(at: u64) -> T {
     // SAFETY: the caller guarantees that the bytes are mapped; loads have no other effect.
     unsafe {
         match T::BYTES {
-            1 => asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            2 => asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            4 => asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            _ => asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
+            1 => {
+                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            2 => {
+                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            4 => {
+                asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            _ => {
+                asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
         }
     }
     T::from_u64(value)
@@ -38,7 +46,9 @@ pub(in crate::engine::soft) unsafe fn store<T: Width>(at: u64, value: T) {
     // SAFETY: the caller guarantees that the bytes are mapped guest RAM, to which no Rust reference exists.
     unsafe {
         match T::BYTES {
-            1 => asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags)),
+            1 => {
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
+            }
             2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
             4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
             _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
@@ -56,9 +66,15 @@ pub(in crate::engine::soft) unsafe fn compare_exchange<T: Width>(at: u64, old: T
     // SAFETY: as for `store`; any alignment is allowed.
     unsafe {
         match T::BYTES {
-            1 => asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") was, options(nostack)),
-            2 => asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") was, options(nostack)),
-            4 => asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") was, options(nostack)),
+            1 => {
+                asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") was, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") was, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") was, options(nostack))
+            }
             _ => asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) at, inout("rax") was, options(nostack)),
         }
     }
@@ -102,6 +118,31 @@ pub(in crate::engine::soft) unsafe fn copy_in(from: *const u8, to: u64, len: usi
     // SAFETY: as in `copy_out`.
     unsafe {
         asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") len => _, options(nostack, preserves_flags));
+    }
+}
+
+/// Stores `count` elements of `value` from host address `at` on.
+///
+/// # Safety
+/// `at` starts `count * T::BYTES` bytes of mapped guest RAM.
+pub(in crate::engine::soft) unsafe fn fill<T: Width>(at: u64, value: T, count: u64) {
+    let value = value.to_u64();
+    // SAFETY: as for `store`; the direction flag is clear, as the ABI demands.
+    unsafe {
+        match T::BYTES {
+            1 => {
+                asm!("rep stosb", inout("rdi") at => _, inout("rcx") count => _, in("al") value as u8, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep stosw", inout("rdi") at => _, inout("rcx") count => _, in("ax") value as u16, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep stosd", inout("rdi") at => _, inout("rcx") count => _, in("eax") value as u32, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep stosq", inout("rdi") at => _, inout("rcx") count => _, in("rax") value, options(nostack, preserves_flags))
+            }
+        }
     }
 }
 

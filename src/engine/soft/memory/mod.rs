@@ -80,7 +80,11 @@ impl Cpu {
     }
 
     /// The same, atomically for all CPUs (LOCK). `change` may be called several times.
-    pub(super) fn modify_locked<T: Width, R>(&mut self, at: u64, mut change: impl FnMut(T) -> (T, R)) -> Result<R, Break> {
+    pub(super) fn modify_locked<T: Width, R>(
+        &mut self,
+        at: u64,
+        mut change: impl FnMut(T) -> (T, R),
+    ) -> Result<R, Break> {
         if self.shared.cpus() == 1 {
             return self.modify(at, change);
         }
@@ -110,7 +114,12 @@ impl Cpu {
     }
 
     /// CMPXCHG16B at linear `at`, a multiple of 16: puts `new` there if `old` is what is there; returns what was there.
-    pub(super) fn compare_exchange_16(&mut self, at: u64, old: (u64, u64), new: (u64, u64)) -> Result<(u64, u64), Break> {
+    pub(super) fn compare_exchange_16(
+        &mut self,
+        at: u64,
+        old: (u64, u64),
+        new: (u64, u64),
+    ) -> Result<(u64, u64), Break> {
         match self.place(at, Access::Write)? {
             Place::Ram { host, .. } => {
                 // SAFETY: aligned to 16, so within one page of RAM; CPUID shows CX16 only if the host has it.
@@ -237,7 +246,9 @@ impl Cpu {
             Place::Ram { host, page, code } => {
                 match *data {
                     // SAFETY: `place` leads to RAM, and the caller keeps within the page.
-                    [a, b, c, d, e, f, g, h] => unsafe { host::store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h])) },
+                    [a, b, c, d, e, f, g, h] => unsafe {
+                        host::store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+                    },
                     // SAFETY: as above.
                     [a, b, c, d] => unsafe { host::store(host, u32::from_le_bytes([a, b, c, d])) },
                     // SAFETY: as above.
@@ -275,7 +286,9 @@ impl Cpu {
     fn device_read(&mut self, physical: u64, data: &mut [u8]) {
         let mut at = physical;
         for part in pieces(data.len()) {
-            let Some(chunk) = data.get_mut((at - physical) as usize..).and_then(|rest| rest.get_mut(..part)) else { return };
+            let Some(chunk) = data.get_mut((at - physical) as usize..).and_then(|rest| rest.get_mut(..part)) else {
+                return;
+            };
             if !self.local_apic_read(at, chunk) {
                 match self.io.get() {
                     Some(io) => io.read(IoAddr::Mmio(at), chunk),

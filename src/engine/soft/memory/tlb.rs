@@ -164,6 +164,12 @@ impl Tlb {
         }
     }
 
+    /// Code is looked up anew.
+    pub(in crate::engine::soft) fn forget_code(&mut self) {
+        self.epoch += 1;
+        self.code.fill(CodeEntry::default());
+    }
+
     /// Writes to the page of RAM at `host` must go the slow way from now on, because it holds code.
     pub(in crate::engine::soft) fn watch_writes(&mut self, host: usize) {
         let host = host as u64;

@@ -69,8 +69,7 @@ const fn level(shift: u32, index_bits: u32, large: bool) -> Level {
     Level { shift, index_bits, large }
 }
 
-const FOUR_LEVEL: &[Level] =
-    &[level(39, 9, false), level(30, 9, true), level(21, 9, true), level(12, 9, false)];
+const FOUR_LEVEL: &[Level] = &[level(39, 9, false), level(30, 9, true), level(21, 9, true), level(12, 9, false)];
 const PAE: &[Level] = &[level(30, 2, false), level(21, 9, true), level(12, 9, false)];
 const LEGACY: &[Level] = &[level(22, 10, true), level(12, 10, false)];
 
@@ -90,7 +89,12 @@ impl Cpu {
 
     /// As [`Cpu::translate`], for an access with user (`true`) or supervisor rights, whatever CPL is: descriptor tables and
     /// task state segments are read with supervisor rights.
-    pub(in crate::engine::soft) fn translate_as(&mut self, at: u64, access: Access, user: bool) -> Result<Mapping, Break> {
+    pub(in crate::engine::soft) fn translate_as(
+        &mut self,
+        at: u64,
+        access: Access,
+        user: bool,
+    ) -> Result<Mapping, Break> {
         if self.system.cr0 & cr0::PG == 0 {
             return Ok(Mapping { physical: at & 0xffff_ffff, writable: true, size: 4096 });
         }
@@ -99,7 +103,13 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let pae = self.system.cr4 & cr4::PAE != 0;
-        let levels = if long { FOUR_LEVEL } else if pae { PAE } else { LEGACY };
+        let levels = if long {
+            FOUR_LEVEL
+        } else if pae {
+            PAE
+        } else {
+            LEGACY
+        };
         match self.walk(at, access, user, levels, if long || pae { 8 } else { 4 }) {
             Ok(mapping) => Ok(mapping),
             Err(error) => {
@@ -126,7 +136,8 @@ impl Cpu {
                 return Err(error);
             }
             let last = level.shift == 12 || (level.large && entry & pte::LARGE != 0 && self.large_pages(entry_bytes));
-            self.check_reserved(entry, entry_bytes, level, last, no_execute).map_err(|()| error | code::PRESENT | code::RESERVED)?;
+            self.check_reserved(entry, entry_bytes, level, last, no_execute)
+                .map_err(|()| error | code::PRESENT | code::RESERVED)?;
             // The four entries of legacy PAE's top level have no rights and no accessed bit.
             let top_of_pae = legacy_pae && depth == 0;
             if !top_of_pae {
@@ -159,7 +170,14 @@ impl Cpu {
         entry_bytes == 8 || self.system.cr4 & cr4::PSE != 0
     }
 
-    fn check_reserved(&self, entry: u64, entry_bytes: u64, level: &Level, last: bool, no_execute: bool) -> Result<(), ()> {
+    fn check_reserved(
+        &self,
+        entry: u64,
+        entry_bytes: u64,
+        level: &Level,
+        last: bool,
+        no_execute: bool,
+    ) -> Result<(), ()> {
         if entry_bytes == 4 {
             return Ok(());
         }

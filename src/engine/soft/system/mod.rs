@@ -1,1 +1,3 @@
 //! What kernels use.
+pub(super) mod event;
+pub(super) mod lower;
