@@ -275,4 +275,71 @@ fn files_and_devices_of_other_users() {
     assert_eq!(output.status.code(), Some(125), "{said}");
     assert!(said.contains("secret.toml: Permission denied: let this user open it"), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    if std::fs::metadata("/dev/kvm").is_ok_and(|kvm| std::os::unix::fs::MetadataExt::mode(&kvm) & 0o006 == 0) {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        let said = command.args(["doctor"]).output().unwrap().stdout;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let wanted = "missing  KVM: /dev/kvm: permission denied; remedy: add yourself to group kvm";
+        assert!(said.starts_with(wanted), "{said}");
+    }
+}
+
+/// `belljar doctor --json` with a cache directory of its own: the exit code, and what it prints.
+fn doctor(cache: &str) -> (i32, serde_json::Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
+    command.args(["doctor", "--json"]).env("BELLJAR_CACHE", cache);
+    let output = assert_cmd::Command::from_std(command).timeout(Duration::from_secs(30)).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    (output.status.code().unwrap_or(-1), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn the_doctor_tells_the_same_to_people_and_scripts() {
+    let dir = TempDir::new().unwrap();
+    let (code, json) = doctor(dir.path().to_str().unwrap());
+    let said = belljar(&["doctor"]);
+    assert_eq!(said.code, code);
+    assert_eq!(code, if json["engine"].is_null() { 125 } else { 0 }, "{json}");
+    let items = json["items"].as_array().unwrap();
+    let names: Vec<_> = items.iter().map(|item| item["item"].as_str().unwrap()).collect();
+    let wanted = ["KVM", "software CPU", "CPU level", "tap interfaces", "user namespaces", "huge pages", "io_uring"];
+    assert_eq!(names, [&wanted[..], &["memory", "cache"]].concat());
+    let lines: Vec<_> = said.out.lines().collect();
+    assert_eq!(lines.len(), items.len() + 1, "{}", said.out);
+    for (item, line) in items.iter().zip(&lines) {
+        let mark = item["mark"].as_str().unwrap();
+        assert!(["ok", "limited", "missing"].contains(&mark), "{item}");
+        assert!(line.starts_with(&format!("{mark:<8} {}: ", item["item"].as_str().unwrap())), "{line}");
+        assert_eq!(line.contains("; remedy: "), mark != "ok", "{line}");
+    }
+    assert!(lines[items.len()].starts_with("guests "), "{}", said.out);
+    let kvm_works = items[0]["mark"] == "ok";
+    assert_eq!(json["engine"] == "kvm", kvm_works, "{json}");
+    assert!(kvm_works || items[0]["found"].as_str().unwrap().starts_with("/dev/kvm"), "{json}");
+    let left = dir.path().join("kernels");
+    assert_eq!(std::fs::read_dir(left).unwrap().count(), 0, "what was tried is gone");
+}
+
+#[test]
+fn the_doctor_finds_a_cache_that_cannot_be_used() {
+    let (code, json) = doctor("/proc/belljar");
+    let cache = &json["items"][8];
+    assert_eq!((&cache["item"], &cache["mark"]), (&"cache".into(), &"limited".into()), "{cache}");
+    assert!(cache["found"].as_str().unwrap().contains("/proc/belljar/kernels"), "{cache}");
+    assert!(cache["remedy"].as_str().unwrap().contains("BELLJAR_CACHE"), "{cache}");
+    assert_eq!(code, if json["engine"].is_null() { 125 } else { 0 }, "guests run without a cache");
+    let said = belljar(&["doctor", "--jason"]);
+    assert!(said.code == 2 && said.err.contains("belljar doctor --help"), "{}", said.err);
+}
+
+/// What the doctor says of the engine is what a start does.
+#[test]
+fn a_machine_gets_the_engine_that_the_doctor_found() {
+    let (_, json) = doctor("/proc/belljar");
+    let kernel = ["--kernel", "/nonexistent/vmlinuz", "--serial", "null"];
+    match json["engine"].as_str() {
+        None => refuses(&kernel, 125, &["KVM: /dev/kvm"]),
+        Some(_) => refuses(&kernel, 125, &["/nonexistent/vmlinuz"]),
+    }
 }
