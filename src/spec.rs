@@ -81,11 +81,13 @@ impl Default for MachineSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
-    /// The best one that works on this host.
+    /// KVM if it runs unmodified kernels on this host, otherwise the software CPU.
     #[default]
     Auto,
     /// The host's KVM.
     Kvm,
+    /// The software CPU.
+    Soft,
 }
 
 /// How the guest reaches virtio devices.

@@ -66,7 +66,7 @@ fn wrong_flags_are_usage_errors() {
     refuses(&["--kernel", "k", "--memory", "1"], 2, &["--memory 1", "512M"]);
     refuses(&["--kernel", "k", "--memory", "lots"], 2, &["lots", "512M"]);
     refuses(&["--kernel", "k", "--timeout", "0"], 2, &["--timeout 0"]);
-    refuses(&["--kernel", "k", "--engine", "tcg"], 2, &["tcg", "kvm"]);
+    refuses(&["--kernel", "k", "--engine", "tcg"], 2, &["tcg", "auto, kvm, soft"]);
     refuses(&["--kernel", "k", "--append", "a", "--cmdline", "b"], 2, &["--append", "--cmdline", "one of the two"]);
     refuses(&[], 2, &["No kernel", "--kernel FILE"]);
     assert_eq!(belljar(&[]).code, 2);
@@ -80,6 +80,12 @@ fn wrong_device_options_name_the_device_and_the_key() {
     refuses(&["--kernel", "k", "--disk", "x,readonly=maybe"], 2, &["--disk", "readonly=maybe", "on or off"]);
     refuses(&["--kernel", "k", "--serial", "sideways"], 2, &["--serial", "sideways", "stdio"]);
     refuses(&["--kernel", "k", "--serial", "null", "--serial", "null"], 2, &["--serial", "only one"]);
+}
+
+/// The same for what is found out once the engine is open, before any guest runs: then any `/dev/kvm` will do.
+#[track_caller]
+fn refuses_on_kvm(args: &[&str], words: &[&str]) {
+    refuses(&[args, &["--engine", "kvm"]].concat(), 125, words);
 }
 
 /// Files are opened after the engine; without any KVM that fails first.
@@ -97,7 +103,7 @@ fn kernels_that_are_none() {
         return;
     }
     let dir = TempDir::new().unwrap();
-    let boot = |path: &str, words: &[&str]| refuses(&["--kernel", path, "--serial", "null"], 125, words);
+    let boot = |path: &str, words: &[&str]| refuses_on_kvm(&["--kernel", path, "--serial", "null"], words);
     boot("/nonexistent/vmlinuz", &["/nonexistent/vmlinuz", "No such file"]);
     boot(dir.path().to_str().unwrap(), &["directory"]);
     boot(&file(&dir, "text", b"This is not a kernel.\n"), &["text", "not a kernel", "bzImage"]);
@@ -118,7 +124,7 @@ fn disks_that_are_none() {
     }
     let dir = TempDir::new().unwrap();
     let disk = |option: &str, words: &[&str]| {
-        refuses(&["--kernel", "k", "--serial", "null", "--disk", option], 125, words);
+        refuses_on_kvm(&["--kernel", "k", "--serial", "null", "--disk", option], words);
     };
     disk("/nonexistent/disk.img", &["/nonexistent/disk.img", "does not exist", "truncate -s"]);
     disk(dir.path().to_str().unwrap(), &["directory"]);
@@ -195,12 +201,12 @@ fn places_that_cannot_be_written() {
     if no_kvm() {
         return;
     }
-    refuses(&["--kernel", "k", "--log", "/nonexistent/l"], 125, &["log", "/nonexistent/l", "check the path"]);
+    refuses_on_kvm(&["--kernel", "k", "--log", "/nonexistent/l"], &["log", "/nonexistent/l", "check the path"]);
     for flag in [["--serial", "file=/nonexistent/x"], ["--console", "socket=/nonexistent/x"]] {
-        refuses(&["--kernel", "k", flag[0], flag[1]], 125, &["/nonexistent/x", "check the path"]);
+        refuses_on_kvm(&["--kernel", "k", flag[0], flag[1]], &["/nonexistent/x", "check the path"]);
     }
-    refuses(&["--kernel", "k", "--vsock", "/nonexistent/x"], 125, &["--vsock", "/nonexistent/x", "check the path"]);
-    refuses(&["--kernel", "k", "--balloon", "10G"], 125, &["--balloon", "10240 MiB", "512 MiB"]);
+    refuses_on_kvm(&["--kernel", "k", "--vsock", "/nonexistent/x"], &["--vsock", "/nonexistent/x", "check the path"]);
+    refuses_on_kvm(&["--kernel", "k", "--balloon", "10G"], &["--balloon", "10240 MiB", "512 MiB"]);
 }
 
 #[test]
@@ -213,7 +219,7 @@ fn files_that_are_something_else_or_incomplete() {
     bzimage[0x1f1] = 4;
     bzimage[0x1fe..0x200].copy_from_slice(b"\x55\xaa");
     bzimage[0x202..0x206].copy_from_slice(b"HdrS");
-    refuses(&["--kernel", &file(&dir, "old", &bzimage), "--serial", "null"], 125, &["old"]);
+    refuses_on_kvm(&["--kernel", &file(&dir, "old", &bzimage), "--serial", "null"], &["old"]);
     refuses(&["--spec", &file(&dir, "binary", &[0xff; 100])], 2, &["binary is not a text"]);
     let header = |cluster_bits: u8| {
         let mut header = vec![0; 104];
@@ -229,7 +235,7 @@ fn files_that_are_something_else_or_incomplete() {
         header
     };
     let truncated = file(&dir, "cut.qcow2", &header(16));
-    refuses(&["--kernel", "k", "--serial", "null", "--disk", &truncated], 125, &["cut.qcow2", "qemu-img check"]);
+    refuses_on_kvm(&["--kernel", "k", "--serial", "null", "--disk", &truncated], &["cut.qcow2", "qemu-img check"]);
 }
 
 #[test]
@@ -241,7 +247,7 @@ fn a_disk_that_another_machine_uses() {
     let dir = TempDir::new().unwrap();
     let disk = file(&dir, "disk.img", &[0; 4096]);
     let twice = ["--kernel", "k", "--serial", "null", "--disk", &disk, "--disk", &disk];
-    refuses(&twice, 125, &["disk.img is in use by belljar", "readonly=on"]);
+    refuses_on_kvm(&twice, &["disk.img is in use by belljar", "readonly=on"]);
 }
 
 /// Only root can make itself somebody else.
@@ -269,4 +275,71 @@ fn files_and_devices_of_other_users() {
     assert_eq!(output.status.code(), Some(125), "{said}");
     assert!(said.contains("secret.toml: Permission denied: let this user open it"), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    if std::fs::metadata("/dev/kvm").is_ok_and(|kvm| std::os::unix::fs::MetadataExt::mode(&kvm) & 0o006 == 0) {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        let said = command.args(["doctor"]).output().unwrap().stdout;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let wanted = "missing  KVM: /dev/kvm: permission denied; remedy: add yourself to group kvm";
+        assert!(said.starts_with(wanted), "{said}");
+    }
+}
+
+/// `belljar doctor --json` with a cache directory of its own: the exit code, and what it prints.
+fn doctor(cache: &str) -> (i32, serde_json::Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
+    command.args(["doctor", "--json"]).env("BELLJAR_CACHE", cache);
+    let output = assert_cmd::Command::from_std(command).timeout(Duration::from_secs(30)).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    (output.status.code().unwrap_or(-1), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn the_doctor_tells_the_same_to_people_and_scripts() {
+    let dir = TempDir::new().unwrap();
+    let (code, json) = doctor(dir.path().to_str().unwrap());
+    let said = belljar(&["doctor"]);
+    assert_eq!(said.code, code);
+    assert_eq!(code, if json["engine"].is_null() { 125 } else { 0 }, "{json}");
+    let items = json["items"].as_array().unwrap();
+    let names: Vec<_> = items.iter().map(|item| item["item"].as_str().unwrap()).collect();
+    let wanted = ["KVM", "software CPU", "CPU level", "tap interfaces", "user namespaces", "huge pages", "io_uring"];
+    assert_eq!(names, [&wanted[..], &["memory", "cache"]].concat());
+    let lines: Vec<_> = said.out.lines().collect();
+    assert_eq!(lines.len(), items.len() + 1, "{}", said.out);
+    for (item, line) in items.iter().zip(&lines) {
+        let mark = item["mark"].as_str().unwrap();
+        assert!(["ok", "limited", "missing"].contains(&mark), "{item}");
+        assert!(line.starts_with(&format!("{mark:<8} {}: ", item["item"].as_str().unwrap())), "{line}");
+        assert_eq!(line.contains("; remedy: "), mark != "ok", "{line}");
+    }
+    assert!(lines[items.len()].starts_with("guests "), "{}", said.out);
+    let kvm_works = items[0]["mark"] == "ok";
+    assert_eq!(json["engine"] == "kvm", kvm_works, "{json}");
+    assert!(kvm_works || items[0]["found"].as_str().unwrap().starts_with("/dev/kvm"), "{json}");
+    let left = dir.path().join("kernels");
+    assert_eq!(std::fs::read_dir(left).unwrap().count(), 0, "what was tried is gone");
+}
+
+#[test]
+fn the_doctor_finds_a_cache_that_cannot_be_used() {
+    let (code, json) = doctor("/proc/belljar");
+    let cache = &json["items"][8];
+    assert_eq!((&cache["item"], &cache["mark"]), (&"cache".into(), &"limited".into()), "{cache}");
+    assert!(cache["found"].as_str().unwrap().contains("/proc/belljar/kernels"), "{cache}");
+    assert!(cache["remedy"].as_str().unwrap().contains("BELLJAR_CACHE"), "{cache}");
+    assert_eq!(code, if json["engine"].is_null() { 125 } else { 0 }, "guests run without a cache");
+    let said = belljar(&["doctor", "--jason"]);
+    assert!(said.code == 2 && said.err.contains("belljar doctor --help"), "{}", said.err);
+}
+
+/// What the doctor says of the engine is what a start does.
+#[test]
+fn a_machine_gets_the_engine_that_the_doctor_found() {
+    let (_, json) = doctor("/proc/belljar");
+    let kernel = ["--kernel", "/nonexistent/vmlinuz", "--serial", "null"];
+    match json["engine"].as_str() {
+        None => refuses(&kernel, 125, &["KVM: /dev/kvm"]),
+        Some(_) => refuses(&kernel, 125, &["/nonexistent/vmlinuz"]),
+    }
 }

@@ -24,6 +24,12 @@ fn boot_command(line: &str) -> Option<String> {
     (is_code && !is_prose).then(|| command.trim().to_string())
 }
 
+/// Any other `belljar` command that a line of a code block is, without what the shell does with it.
+fn other_command(line: &str) -> Option<&str> {
+    let command = line.split(" #").next()?.split(" >").next()?.split(" | ").next()?.trim();
+    (command.starts_with("belljar ") && boot_command(line).is_none()).then_some(command)
+}
+
 #[test]
 fn every_command_is_understood() {
     let mut seen = 0;
@@ -51,6 +57,22 @@ fn every_command_is_understood() {
     assert!(seen > 10, "only {seen} commands found");
 }
 
+/// What else there is has no dry run: its flags and `--help` must go together.
+#[test]
+fn every_other_command_is_understood() {
+    let mut seen = 0;
+    for (path, text) in documents() {
+        let code = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        for command in code.flat_map(str::lines).filter_map(other_command) {
+            let words = command.split(' ').skip(1).filter(|word| !word.is_empty());
+            let matches = belljar::cli::command().try_get_matches_from(["belljar"].into_iter().chain(words));
+            assert!(matches.is_ok(), "{}: {command}: {}", path.display(), matches.unwrap_err());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "only {seen} commands found");
+}
+
 /// `tour.rs` runs what is in `sh` blocks, and only that.
 #[test]
 fn every_command_is_run_by_the_tour() {
@@ -64,7 +86,8 @@ fn every_command_is_run_by_the_tour() {
                 (Some(_), Some(_)) => None,
                 (None, kind) => kind,
             };
-            let hidden = kind != Some("sh") && boot_command(line).is_some();
+            let command = boot_command(line).is_some() || (kind.is_some() && other_command(line).is_some());
+            let hidden = kind != Some("sh") && command;
             assert!(!hidden, "{}: put this into a block that begins with ```sh: {line}", path.display());
         }
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

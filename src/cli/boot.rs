@@ -142,6 +142,10 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
     footprint::give_back();
+    if let Some(notice) = machine.notice() {
+        // The machine may have made the terminal raw.
+        eprint!("belljar: {notice}{}", if terminal::is_raw() { "\r\n" } else { "\n" });
+    }
     machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine, limit, &signals).until_end();

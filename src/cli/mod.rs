@@ -2,6 +2,7 @@
 
 mod boot;
 mod device_flags;
+mod doctor;
 
 use std::process::ExitCode;
 
@@ -64,7 +65,9 @@ fn usage_line(error: &clap::Error) -> String {
     let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let said = said.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let words: Vec<_> = said.map(|line| line.trim_start_matches("error: ")).collect();
-    format!("belljar: {}; belljar boot --help lists what there is", words.join(" "))
+    let begun = std::env::args().nth(1).filter(|word| command().find_subcommand(word).is_some());
+    let subcommand = begun.as_deref().unwrap_or("boot");
+    format!("belljar: {}; belljar {subcommand} --help lists what there is", words.join(" "))
 }
 
 /// The whole command line, as help, completions and tests see it.
@@ -76,6 +79,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .max_term_width(100)
         .subcommand(boot::command())
+        .subcommand(doctor::command())
 }
 
 /// Runs what the arguments say; the exit code is documented in README.md.
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
     start_logging();
     let result = match matches.subcommand() {
         Some(("boot", matches)) => boot::run(matches),
+        Some(("doctor", matches)) => doctor::run(matches),
         _ => return EXIT_USAGE.into(),
     };
     result.map_or_else(

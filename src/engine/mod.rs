@@ -53,7 +53,7 @@ pub enum Error {
 }
 
 /// Result of engine calls.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An address that guest code accesses and that is not RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,6 +14,7 @@ pub mod register_page;
 pub mod signal;
 pub mod socket;
 pub mod stream;
+pub mod survey;
 pub mod terminal;
 pub mod tun;
 pub mod vectored;

@@ -126,6 +126,24 @@ impl Cache {
         }
     }
 
+    /// Whether the user's directory can be used: where it is, or where it would be (if it is known) and what is wrong.
+    pub fn try_user() -> Result<PathBuf, (Option<PathBuf>, io::Error)> {
+        let Some(base) = user_directory(|name| std::env::var_os(name)) else {
+            return Err((None, io::Error::other("no home directory")));
+        };
+        let writes = |cache: Self| {
+            let name = temporary();
+            let file = RemoveOnDrop(&cache, &name);
+            cache.create(&name)?.write_all(b"x")?;
+            drop(file);
+            Ok(())
+        };
+        match open_directory(&base.join("kernels")).and_then(|dir| writes(Self { dir })) {
+            Ok(()) => Ok(base),
+            Err(error) => Err((Some(base), error)),
+        }
+    }
+
     /// The key of what is unpacked from `source`.
     pub fn key(&self, source: &File) -> io::Result<Key> {
         let source = Identity::of(source)?;

@@ -80,7 +80,8 @@ pub fn file(content: &[u8]) -> File {
     file
 }
 
-pub const FORMATS: &[Format] = &[Format::Gzip, Format::Bzip2, Format::Lzma, Format::Xz, Format::Lz4, Format::Zstd];
+pub const FORMATS: &[Format] =
+    &[Format::Gzip, Format::Bzip2, Format::Lzma, Format::Xz, Format::Lzo, Format::Lz4, Format::Zstd];
 
 /// Packs as the kernel's build does: all but gzip are followed by the size of the content.
 pub fn pack(format: Format, data: &[u8]) -> Vec<u8> {
@@ -108,6 +109,7 @@ pub fn pack(format: Format, data: &[u8]) -> Vec<u8> {
             filters.x86().lzma2(&options);
             lzma(Stream::new_stream_encoder(&filters, Check::Crc32).unwrap())
         }
+        Format::Lzo => super::lzop::pack(data),
         Format::Lz4 => {
             let mut packed = 0x184c_2102u32.to_le_bytes().to_vec();
             for block in data.chunks(8 << 20) {

@@ -12,6 +12,7 @@ pub mod elf;
 pub(crate) mod fixtures;
 pub mod initrd;
 mod linux;
+mod lzop;
 mod packed;
 mod pvh;
 #[cfg(test)]

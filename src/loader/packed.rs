@@ -66,7 +66,7 @@ struct Payload {
 
 fn payload(image: &BzImage, file: &File) -> io::Result<Option<Payload>> {
     let Some(extent) = image.payload else { return Ok(None) };
-    let mut magic = [0; 8];
+    let mut magic = [0; unpack::MAGIC_MAX];
     let len = extent.1.min(magic.len() as u64) as usize;
     file.read_exact_at(magic.get_mut(..len).unwrap_or_default(), extent.0)?;
     // The kernel is unpacked into this memory, so that its file cannot be larger.

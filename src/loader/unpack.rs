@@ -1,12 +1,13 @@
-//! Decompression of kernel payloads, in every format that Linux' build can choose but LZO, for which there is no
-//! decoder to be trusted with files of unknown origin (linux/scripts/Makefile.lib; lib/decompress*.c). The output
-//! goes to a file as a stream and is bounded. Called by [`super::load`] when a kernel is not in the cache.
+//! Decompression of kernel payloads, in every format that Linux' build can choose (linux/scripts/Makefile.lib;
+//! lib/decompress*.c). The output goes to a file as a stream and is bounded. Called by [`super::load`] when a kernel is
+//! not in the cache.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 
 use super::bytes::ZERO_PAGE;
+use super::lzop;
 
 /// Kernels' dictionaries are 32 to 128 MiB; a file that asks for more is refused.
 const MEMORY_LIMIT: u64 = 256 << 20;
@@ -30,6 +31,8 @@ pub enum Format {
     Lzma,
     /// xz, with or without the x86 filter.
     Xz,
+    /// LZO, as the program lzop writes it.
+    Lzo,
     /// LZ4, legacy frame.
     Lz4,
     /// Zstandard.
@@ -63,13 +66,17 @@ pub enum Error {
     },
 }
 
+/// So many bytes of a payload tell its format.
+pub const MAGIC_MAX: usize = lzop::MAGIC.len();
+
 /// The format of a payload that starts with `head`.
 pub fn detect(head: &[u8]) -> Option<Format> {
-    let formats: [(&[u8], Format); 6] = [
+    let formats: [(&[u8], Format); 7] = [
         (b"\x1f\x8b", Format::Gzip),
         (b"BZh", Format::Bzip2),
         (b"\x5d\0\0", Format::Lzma),
         (b"\xfd7zXZ\0", Format::Xz),
+        (lzop::MAGIC, Format::Lzo),
         (b"\x02\x21\x4c\x18", Format::Lz4),
         (b"\x28\xb5\x2f\xfd", Format::Zstd),
     ];
@@ -114,6 +121,7 @@ fn decode(format: Format, source: &mut Part<'_>, sink: &mut Sparse<'_>, limit: u
         Format::Lzma => copy(lzma(source, liblzma::stream::Stream::new_lzma_decoder(MEMORY_LIMIT)?), sink, limit),
         Format::Xz => copy(lzma(source, liblzma::stream::Stream::new_stream_decoder(MEMORY_LIMIT, 0)?), sink, limit),
         Format::Zstd => copy(zstd::Decoder::with_buffer(source)?.single_frame(), sink, limit),
+        Format::Lzo => lzop::unpack(source, sink, limit),
         Format::Lz4 => lz4(source, sink, limit),
     }
 }
@@ -261,12 +269,13 @@ mod tests {
 
     #[test]
     fn every_format_is_recognised_and_unpacked() {
+        assert_eq!(FORMATS.len(), 7, "all that a kernel's configuration can choose");
         for &format in FORMATS {
             let packed = fixtures::pack(format, &content());
             assert_eq!(detect(&packed), Some(format));
             assert!(unpacked(format, &packed, 600_000).unwrap() == content(), "{format:?}");
         }
-        assert_eq!(detect(b"\x89LZO"), None);
+        assert_eq!(detect(b"\x89LZO"), None, "not even a whole magic number");
         assert_eq!(detect(b""), None);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Error, Machine, MachineIo};
+use super::{Error, Machine, MachineIo, choose};
 use crate::arch::x86_64::boot::FIRMWARE_MSRS;
 use crate::arch::x86_64::cpuid::Topology;
 use crate::board::ioapic::{self, IoApic};
@@ -13,8 +13,7 @@ use crate::devices::balloon::BalloonHandle;
 use crate::devices::builder::{PlacedPorts, Statistics};
 use crate::devices::console_output::{ConsoleHub, ConsoleWatcher, PanicWatcher};
 use crate::devices::{self, AttachError, Builder, PlainConsole, Spec};
-use crate::engine::kvm::KvmEngine;
-use crate::engine::{Engine, IoAddr, Vcpu, Vm, VmConfig};
+use crate::engine::{IoAddr, Vcpu, Vm, VmConfig};
 use crate::firmware::power::{self, PowerPorts};
 use crate::firmware::{self, IsaDevice};
 use crate::host::clock;
@@ -25,7 +24,7 @@ use crate::machine::cpus::Cpus;
 use crate::machine::first_output::FirstOutput;
 use crate::machine::placement::{Around, Placement};
 use crate::mem::{Backing, Ram};
-use crate::spec::{EngineName, MachineSpec, SpecError, Transport};
+use crate::spec::{MachineSpec, SpecError, Transport};
 
 /// Pin 0 stays unused (kernels take interrupt 0 for none) and so does 2 (they keep it for the cascade of old PCs);
 /// 1 is the serial port, 3 the power button; then one for each
@@ -41,6 +40,7 @@ const MAX_PINS: u32 = 120;
 /// What a machine keeps alive beside CPUs and loops.
 pub(super) struct Parts {
     pub engine: &'static str,
+    pub notice: Option<String>,
     pub kernel: loader::Report,
     pub consoles: Arc<ConsoleHub>,
     pub first_output: Arc<FirstOutput>,
@@ -77,7 +77,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let wanted = spec.devices()?;
     let control = Control::new().map_err(|e| Error::Host("create an eventfd", e))?;
     let ram = Ram::new(&layout::ram_layout(spec.memory.0), Backing::Anonymous)?;
-    let engine = engine(spec.engine)?;
+    let choose::Chosen { engine, notice } = choose::open(spec.engine)?;
     let pins = pins(spec.transport, wanted.len());
     let vm = engine.create_vm(&ram, &VmConfig { cpus: spec.cpus, ioapic_pins: pins })?;
     let bus = Arc::new(Bus::default());
@@ -139,6 +139,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     first_output.count(cpus.counters());
     let parts = Parts {
         engine: engine.name(),
+        notice,
         kernel: loaded.report,
         consoles,
         first_output,
@@ -162,12 +163,6 @@ fn firmware_machine(spec: &MachineSpec, ports: &[PlacedPorts], placement: &Place
         virtio_mmio: placement.virtio_mmio.clone(),
         isa: ports.iter().filter_map(isa).collect(),
         event_gsi: POWER_GSI,
-    }
-}
-
-fn engine(name: EngineName) -> Result<Box<dyn Engine>, Error> {
-    match name {
-        EngineName::Auto | EngineName::Kvm => Ok(Box::new(KvmEngine::open()?)),
     }
 }
 

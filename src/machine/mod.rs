@@ -1,6 +1,7 @@
 //! A machine: RAM, CPUs and devices put together from a specification, run, and taken apart.
 
 mod builder;
+pub mod choose;
 pub mod control;
 pub mod cpus;
 mod first_output;
@@ -130,6 +131,11 @@ impl Machine {
     /// Name of the engine that runs the CPUs.
     pub fn engine(&self) -> &'static str {
         self.parts.engine
+    }
+
+    /// What the user should know about the engine, on one line, if anything.
+    pub fn notice(&self) -> Option<&str> {
+        self.parts.notice.as_deref()
     }
 
     /// The kernel that was loaded.

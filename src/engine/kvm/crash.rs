@@ -13,10 +13,12 @@ const CODE_BYTES: usize = 16;
 pub(super) const NO_VIRTUALISATION: &str = "; the host CPU shows neither VT-x nor SVM, so its KVM may run only kernels \
     made for it (PVM): use a host with hardware virtualisation";
 
-/// Whether the host CPU has VT-x (leaf 1 ECX bit 5) or SVM (leaf 8000_0001h ECX bit 2).
-pub(super) fn host_has_virtualisation() -> bool {
+/// Whether this host's KVM can only be the paravirtual kind: its CPU shows neither VT-x (leaf 1 ECX bit 5) nor SVM (leaf
+/// 8000_0001h ECX bit 2), or the module is loaded.
+pub(super) fn is_paravirtual() -> bool {
     use std::arch::x86_64::__cpuid;
-    __cpuid(1).ecx & 1 << 5 != 0 || __cpuid(0x8000_0001).ecx & 1 << 2 != 0
+    let virtualisation = __cpuid(1).ecx & 1 << 5 != 0 || __cpuid(0x8000_0001).ecx & 1 << 2 != 0;
+    !virtualisation || std::path::Path::new("/sys/module/kvm_pvm").exists()
 }
 
 /// Registers and code bytes of the vCPU, after the line `what`.

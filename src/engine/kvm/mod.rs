@@ -6,16 +6,19 @@
 mod convert;
 mod crash;
 mod msi;
+pub mod probe;
 mod vcpu;
 mod vm;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::engine::{Engine, Error, Result, Vm, VmConfig};
 use crate::mem::Ram;
+use probe::{Trouble, Works};
 
 const NAME: &str = "kvm";
 /// The only stable version of the API (api.rst section 4.1).
@@ -35,6 +38,8 @@ const REQUIRED: &[(Cap, &str)] = &[
 /// The engine `kvm`.
 pub struct KvmEngine {
     kvm: Kvm,
+    /// Read once: on some hosts it takes half a millisecond.
+    supported: OnceLock<CpuId>,
 }
 
 impl std::fmt::Debug for KvmEngine {
@@ -45,19 +50,35 @@ impl std::fmt::Debug for KvmEngine {
 
 impl KvmEngine {
     /// Opens `/dev/kvm` and checks that it can do what this engine needs. That proves that VMs can be made, not that
-    /// an unmodified kernel runs: some hosts offer a KVM that only runs kernels made for it.
+    /// an unmodified kernel runs: [`KvmEngine::probe`] does.
     pub fn open() -> Result<Self> {
-        let kvm = Kvm::new().map_err(|e| Error::Unavailable(why_not_open(&io::Error::from(e))))?;
+        Self::open_or_say().map_err(|trouble| Error::Unavailable(format!("{trouble}: {}", trouble.remedy())))
+    }
+
+    /// The same, with what is wrong.
+    pub fn open_or_say() -> Result<Self, Trouble> {
+        let kvm = Kvm::new().map_err(|e| Trouble::not_open(io::Error::from(e)))?;
         let version = kvm.get_api_version();
         if version != API_VERSION {
-            return Err(Error::Unavailable(format!(
-                "/dev/kvm: API version {version}, need {API_VERSION}: update the host kernel"
-            )));
+            return Err(Trouble::Version(version));
         }
         if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(Error::Unavailable(format!("/dev/kvm: the host kernel lacks {name}: update it")));
+            return Err(Trouble::Lacks(name));
         }
-        Ok(Self { kvm })
+        Ok(Self { kvm, supported: OnceLock::new() })
+    }
+
+    /// Finds out whether unmodified kernels run, by a small guest that uses what they use. Takes some milliseconds.
+    pub fn probe(&self) -> Result<Works, Trouble> {
+        probe::run(self)
+    }
+
+    fn supported(&self) -> Result<&CpuId> {
+        if let Some(known) = self.supported.get() {
+            return Ok(known);
+        }
+        let read = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("read the supported CPUID"))?;
+        Ok(self.supported.get_or_init(|| read))
     }
 
     /// Most vCPUs that a VM may have.
@@ -76,17 +97,8 @@ impl Engine for KvmEngine {
             let reason = format!("{} vCPUs asked for, this host allows {}", config.cpus, self.max_cpus());
             return Err(Error::Unsupported { engine: NAME, reason });
         }
-        Ok(Arc::new(vm::KvmVm::new(&self.kvm, memory, config)?))
+        Ok(Arc::new(vm::KvmVm::new(self, memory, config)?))
     }
-}
-
-fn why_not_open(error: &io::Error) -> String {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound => "load the kvm-intel or kvm-amd module, or enable virtualisation in the firmware",
-        io::ErrorKind::PermissionDenied => "add yourself to group kvm (usermod -aG kvm $USER, then log in again)",
-        _ => "another hypervisor may be using the CPU's virtualisation extensions",
-    };
-    format!("/dev/kvm: {error}: {remedy}")
 }
 
 /// Wraps an error of an ioctl.
@@ -106,12 +118,5 @@ mod tests {
             Ok(engine) => contract::run_all(&engine),
             Err(e) => println!("\nSKIPPED engine::kvm contract: {e}"),
         }
-    }
-
-    #[test]
-    fn errors_say_what_to_do() {
-        let denied = why_not_open(&io::Error::from(io::ErrorKind::PermissionDenied));
-        assert!(denied.starts_with("/dev/kvm: permission denied") && denied.contains("group kvm"), "{denied}");
-        assert!(why_not_open(&io::Error::from(io::ErrorKind::NotFound)).contains("kvm-amd"));
     }
 }

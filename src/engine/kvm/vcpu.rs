@@ -16,7 +16,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::{NAME, convert, crash, host};
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::msr;
-use crate::arch::x86_64::state::{Activity, CpuState};
+use crate::arch::x86_64::state::{Activity, CpuState, Registers};
 use crate::engine::{CpuIo, Error, Exit, ExitCounters, IoAddr, Kicker, Result, Vcpu};
 use crate::host::signal;
 use crate::mem::Ram;
@@ -101,20 +101,47 @@ impl KvmVcpu {
         Exit::Crashed(crash::report(&self.fd, self.index, &self.ram, what))
     }
 
-    fn internal_error(&mut self) -> Exit {
+    /// For the probe, which runs it bare: without devices, counters and crash reports.
+    pub(super) fn fd(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// The calling thread is the one that a kick interrupts.
+    pub(super) fn runs_here(&self) {
+        self.kicker.runs_here();
+    }
+
+    /// Whether somebody kicked since the last call.
+    pub(super) fn was_kicked(&self) -> bool {
+        self.kicker.taken()
+    }
+
+    /// General registers alone.
+    pub(super) fn registers(&self) -> Result<Registers> {
+        Ok(convert::regs_from_kvm(&self.fd.get_regs().map_err(host("read registers"))?))
+    }
+
+    /// KVM's number for the internal error with which the vCPU has just stopped; 0 if it stopped otherwise.
+    pub(super) fn suberror(&mut self) -> u32 {
         let run = self.fd.get_kvm_run();
-        debug_assert_eq!(run.exit_reason, KVM_EXIT_INTERNAL_ERROR);
-        // SAFETY: the caller saw KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member of the union.
-        let error = unsafe { run.__bindgen_anon_1.internal };
-        let meaning = match error.suberror {
+        if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+            return 0;
+        }
+        // SAFETY: at KVM_EXIT_INTERNAL_ERROR, KVM fills this member of the union.
+        unsafe { run.__bindgen_anon_1.internal.suberror }
+    }
+
+    fn internal_error(&mut self) -> Exit {
+        let suberror = self.suberror();
+        let meaning = match suberror {
             1 => "KVM cannot emulate an instruction",
             2 => "simultaneous exception",
             3 => "error while delivering an event",
             4 => "unexpected exit reason",
             _ => "unknown",
         };
-        let hint = if crash::host_has_virtualisation() { "" } else { crash::NO_VIRTUALISATION };
-        self.crash(&format!("KVM internal error {} ({meaning}){hint}", error.suberror))
+        let hint = if crash::is_paravirtual() { crash::NO_VIRTUALISATION } else { "" };
+        self.crash(&format!("KVM internal error {suberror} ({meaning}){hint}"))
     }
 
     fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
@@ -194,7 +221,7 @@ impl Vcpu for KvmVcpu {
         let xcrs = self.fd.get_xcrs().map_err(host("read XCR0"))?;
         let xsave = self.fd.get_xsave().map_err(host("read the XSAVE area"))?;
         Ok(CpuState {
-            regs: convert::regs_from_kvm(&self.fd.get_regs().map_err(host("read registers"))?),
+            regs: self.registers()?,
             system: convert::system_from_kvm(&self.fd.get_sregs().map_err(host("read system registers"))?),
             msrs: self.msrs()?,
             xsave: xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect(),

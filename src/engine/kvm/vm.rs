@@ -5,15 +5,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::msi::KvmMsi;
 use super::vcpu::KvmVcpu;
-use super::{NAME, convert, host};
+use super::{KvmEngine, NAME, convert, host};
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::engine::{Error, IoAddr, RegisterPages, Result, Vcpu, Vm, VmConfig};
 use crate::irq::MsiSink;
@@ -53,7 +51,8 @@ impl std::fmt::Debug for KvmVm {
 }
 
 impl KvmVm {
-    pub(super) fn new(kvm: &Kvm, ram: &Ram, config: &VmConfig) -> Result<Self> {
+    pub(super) fn new(engine: &KvmEngine, ram: &Ram, config: &VmConfig) -> Result<Self> {
+        let kvm = &engine.kvm;
         let fd = Arc::new(kvm.create_vm().map_err(host("create a VM"))?);
         if kvm.check_extension(Cap::SetTssAddr) {
             fd.set_tss_address(TSS_ADDRESS as usize).map_err(host("set the TSS address"))?;
@@ -67,12 +66,20 @@ impl KvmVm {
         for region in ram.regions() {
             slots.map(region.start, region.host, region.len, 0, "map guest RAM")?;
         }
-        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("read the supported CPUID"))?;
+        let supported = engine.supported()?.clone();
         let coalesces = kvm.check_extension(Cap::CoalescedMmio) && kvm.check_extension(Cap::CoalescedPio);
         let late_writes = coalesces.then(Arc::default);
         let msi = KvmMsi::new(fd.clone(), config.ioapic_pins);
         let waiting = Mutex::new(Some(Vec::new()));
         Ok(Self { msi, fd, supported, slots, ram: ram.clone(), late_writes, waiting })
+    }
+
+    /// As [`Vm::create_vcpu`].
+    pub(super) fn vcpu(&self, index: u32) -> Result<KvmVcpu> {
+        let waiting = self.waiting().take();
+        waiting.iter().flatten().try_for_each(|entry| self.put_on_io_bus_now(entry))?;
+        let fd = self.fd.create_vcpu(u64::from(index)).map_err(host("create a vCPU"))?;
+        KvmVcpu::new(fd, index, self.ram.clone(), self.late_writes.clone())
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Vec<IoBusEntry>>> {
@@ -106,10 +113,7 @@ impl KvmVm {
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
-        let waiting = self.waiting().take();
-        waiting.iter().flatten().try_for_each(|entry| self.put_on_io_bus_now(entry))?;
-        let fd = self.fd.create_vcpu(u64::from(index)).map_err(host("create a vCPU"))?;
-        Ok(Box::new(KvmVcpu::new(fd, index, self.ram.clone(), self.late_writes.clone())?))
+        Ok(Box::new(self.vcpu(index)?))
     }
 
     fn msi(&self) -> &dyn MsiSink {
