@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod cpuid;
 pub mod gdt;
+pub mod level;
 pub mod msr;
 pub mod paging;
 pub mod state;

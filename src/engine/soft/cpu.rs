@@ -9,11 +9,13 @@ use std::sync::Arc;
 use super::code::block::CodeCache;
 use super::code::features::Features;
 use super::code::op::{Op, Seg};
+use super::cpuid::Cpuid;
 use super::fault::{self, Break, Fault};
 use super::flags::{Flags, rflags};
 use super::memory::tlb::Tlb;
 use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
+use super::system::msr::Msrs;
 use super::vector::Thunks;
 use super::vector::state::VectorState;
 use crate::arch::x86_64::state::{DescriptorTable, Segment};
@@ -55,6 +57,7 @@ pub(super) mod efer {
     pub(crate) const LME: u64 = 1 << 8;
     pub(crate) const LMA: u64 = 1 << 10;
     pub(crate) const NXE: u64 = 1 << 11;
+    pub(crate) const AIBRSE: u64 = 1 << 21;
 }
 
 /// Size of the code that is executed.
@@ -91,6 +94,8 @@ pub(super) struct System {
     pub(super) breakpoints: [u64; 4],
     pub(super) dr6: u64,
     pub(super) dr7: u64,
+    /// Model-specific registers that have no place elsewhere.
+    pub(super) msrs: Msrs,
 }
 
 /// One software CPU.
@@ -123,6 +128,8 @@ pub(super) struct Cpu {
     pub(super) instructions: u64,
     /// System registers.
     pub(super) system: System,
+    /// What CPUID answers.
+    pub(super) cpuid: Cpuid,
     /// x87, MMX, SSE and AVX state.
     pub(super) vector: Box<VectorState>,
     /// Decoded code.
@@ -162,6 +169,7 @@ impl Cpu {
             leave: None,
             instructions: 0,
             system: System::default(),
+            cpuid: Cpuid::default(),
             vector: Box::default(),
             code: CodeCache::default(),
             shared,

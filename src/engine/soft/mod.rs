@@ -7,12 +7,16 @@
 
 mod apic;
 mod attention;
+mod clock;
 mod code;
 mod cpu;
+mod cpuid;
 mod exec;
 mod fault;
 mod flags;
 mod memory;
+mod msi;
+mod pvclock;
 mod registers;
 mod run;
 mod shared;

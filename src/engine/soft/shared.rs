@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::apic::ApicBus;
 use super::attention::{Attention, CodeNews};
+use super::clock::Clock;
 use super::memory::physical::Physical;
 use crate::engine::{CpuIo, IoAddr};
 use crate::mem::Ram;
@@ -17,12 +19,16 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug)]
 pub(super) struct Shared {
     /// Keeps the mappings alive that `physical` points into.
-    _ram: Ram,
+    pub(super) ram: Ram,
     /// Guest-physical memory.
     pub(super) physical: Physical,
     /// For each page of RAM, whether some vCPU decoded code of it.
     has_code: Box<[AtomicU8]>,
     attentions: Vec<Arc<Attention>>,
+    /// The local APICs.
+    pub(super) apics: ApicBus,
+    /// Guest time.
+    pub(super) clock: Clock,
     doorbells: RwLock<Vec<Doorbell>>,
 }
 
@@ -38,8 +44,9 @@ impl Shared {
     pub(super) fn new(ram: &Ram, cpus: u32) -> Self {
         let physical = Physical::new(ram);
         let has_code = (0..physical.pages()).map(|_| AtomicU8::new(0)).collect();
-        let attentions = (0..cpus).map(|_| Arc::default()).collect();
-        Self { _ram: ram.clone(), physical, has_code, attentions, doorbells: RwLock::default() }
+        let attentions: Vec<_> = (0..cpus).map(|_| Arc::default()).collect();
+        let (apics, clock) = (ApicBus::new(&attentions), Clock::new());
+        Self { ram: ram.clone(), physical, has_code, attentions, apics, clock, doorbells: RwLock::default() }
     }
 
     /// Number of vCPUs.

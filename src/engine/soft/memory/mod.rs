@@ -324,13 +324,3 @@ fn pieces(len: usize) -> impl Iterator<Item = usize> {
         Some(part)
     })
 }
-
-// TEMPORARY until apic/ is merged.
-impl Cpu {
-    fn local_apic_read(&mut self, _at: u64, _data: &mut [u8]) -> bool {
-        false
-    }
-    fn local_apic_write(&mut self, _at: u64, _data: &[u8]) -> bool {
-        false
-    }
-}
