@@ -16,7 +16,7 @@ use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
 use super::vector::Thunks;
 use super::vector::state::VectorState;
-use crate::arch::x86_64::state::{DescriptorTable, Segment};
+use crate::arch::x86_64::state::{Activity, DescriptorTable, Segment};
 use crate::engine::{Exit, ExitCounters};
 
 pub(super) mod cr0 {
@@ -91,6 +91,14 @@ pub(super) struct System {
     pub(super) breakpoints: [u64; 4],
     pub(super) dr6: u64,
     pub(super) dr7: u64,
+    /// NMIs wait for an IRET.
+    pub(super) nmi_blocked: bool,
+    /// PAUSE instructions executed.
+    pub(super) pauses: u32,
+    /// What the CPU does between two calls of `Vcpu::run`.
+    pub(super) activity: Activity,
+    // TEMPORARY, with system/temporary.rs.
+    pub(super) temporary: Vec<(u32, u64)>,
 }
 
 /// One software CPU.
