@@ -3,7 +3,7 @@
 use super::iret::USER_FLAGS;
 use crate::engine::Exit;
 use crate::engine::soft::code::op::Op;
-use crate::engine::soft::cpu::{Cpu, cr4};
+use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::Step;
 use crate::engine::soft::flags::rflags;
 
@@ -45,7 +45,7 @@ pub(super) fn pushf(cpu: &mut Cpu, op: &Op) -> Step {
 pub(super) fn popf(cpu: &mut Cpu, op: &Op) -> Step {
     let size = u64::from(op.extra);
     let stack = cpu.stack();
-    let image = cpu.peek(&stack, 0, size)?;
+    let image = cpu.stack_value(&stack, 0, size)?;
     let mut may = USER_FLAGS;
     if size > 2 {
         may |= rflags::AC | rflags::ID;
@@ -65,7 +65,7 @@ pub(super) fn popf(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// STAC and CLAC; `imm` is the new value of AC, as in RFLAGS.
 pub(super) fn set_access_check(cpu: &mut Cpu, op: &Op) -> Step {
-    if cpu.cpl != 0 || cpu.system.cr4 & cr4::SMAP == 0 && cpu.cpuid(7, 0)[1] & 1 << 20 == 0 {
+    if cpu.cpl != 0 {
         return Err(cpu.ud());
     }
     cpu.system.rflags = cpu.system.rflags & !rflags::AC | op.imm & rflags::AC;

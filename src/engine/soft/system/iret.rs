@@ -16,9 +16,9 @@ pub(super) const USER_FLAGS: u64 = rflags::STATUS | rflags::TF | rflags::DF | rf
 pub(super) fn iret(cpu: &mut Cpu, op: &Op) -> Step {
     let size = u64::from(op.extra);
     let stack = cpu.stack();
-    let ip = cpu.peek(&stack, 0, size)?;
-    let selector = cpu.peek(&stack, size as i64, size)? as u16;
-    let flags = cpu.peek(&stack, 2 * size as i64, size)?;
+    let ip = cpu.stack_value(&stack, 0, size)?;
+    let selector = cpu.stack_value(&stack, size as i64, size)? as u16;
+    let flags = cpu.stack_value(&stack, 2 * size as i64, size)?;
     if cpu.protected() {
         cpu.iret_protected(&stack, size, (ip, selector, flags))?;
     } else {
@@ -40,8 +40,8 @@ impl Cpu {
         let cpl = (selector & RPL) as u8;
         let level = self.cpl;
         let new_stack = if self.is_64() || cpl > level {
-            let pointer = self.peek(stack, 3 * size as i64, size)?;
-            let ss = self.peek(stack, 4 * size as i64, size)? as u16;
+            let pointer = self.stack_value(stack, 3 * size as i64, size)?;
+            let ss = self.stack_value(stack, 4 * size as i64, size)? as u16;
             Some((self.return_stack(ss, cpl, code)?, pointer))
         } else {
             None

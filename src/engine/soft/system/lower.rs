@@ -17,14 +17,14 @@ pub(in crate::engine::soft) enum Lowered {
     Inside,
     /// It is the last one of its block: it changes mode, interrupts, translations or the flow of control, or wants to be
     /// seen at once.
-    EndsBlock,
+    System,
 }
 
 /// Handler, `Op::extra`, and whether others may follow.
 type Choice = (Handler, u8, Lowered);
 
 const INSIDE: Lowered = Lowered::Inside;
-const END: Lowered = Lowered::EndsBlock;
+const END: Lowered = Lowered::System;
 
 /// Chooses the handler, and sets what it needs.
 pub(in crate::engine::soft) fn lower(insn: &Instruction, op: &mut Op) -> Lowered {
@@ -134,9 +134,6 @@ fn segments(insn: &Instruction, memory: bool) -> Option<Choice> {
         Mov_rm16_Sreg => (either(memory, segment::mov_from_seg_mem, segment::mov_from_seg_reg::<u16>), seg, INSIDE),
         Mov_r32m16_Sreg => (either(memory, segment::mov_from_seg_mem, segment::mov_from_seg_reg::<u32>), seg, INSIDE),
         Mov_r64m16_Sreg => (either(memory, segment::mov_from_seg_mem, segment::mov_from_seg_reg::<u64>), seg, INSIDE),
-        Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS | Pushw_GS => (segment::push_seg::<u16>, seg, INSIDE),
-        Pushd_ES | Pushd_CS | Pushd_SS | Pushd_DS | Pushd_FS | Pushd_GS => (segment::push_seg::<u32>, seg, INSIDE),
-        Pushq_FS | Pushq_GS => (segment::push_seg::<u64>, seg, INSIDE),
         Popw_ES | Popw_SS | Popw_DS | Popw_FS | Popw_GS => (segment::pop_seg::<u16>, seg, END),
         Popd_ES | Popd_SS | Popd_DS | Popd_FS | Popd_GS => (segment::pop_seg::<u32>, seg, END),
         Popq_FS | Popq_GS => (segment::pop_seg::<u64>, seg, END),
@@ -288,12 +285,12 @@ fn miscellaneous(insn: &Instruction) -> Option<Choice> {
         Rdtscp => (misc::rdtscp, 0, INSIDE),
         Rdpmc => (misc::rdpmc, 0, INSIDE),
         Rdpid_r32 | Rdpid_r64 => (misc::rdpid, 0, INSIDE),
-        Rdrand_r16 => (misc::random::<u16>, misc::RDRAND, INSIDE),
-        Rdrand_r32 => (misc::random::<u32>, misc::RDRAND, INSIDE),
-        Rdrand_r64 => (misc::random::<u64>, misc::RDRAND, INSIDE),
-        Rdseed_r16 => (misc::random::<u16>, misc::RDSEED, INSIDE),
-        Rdseed_r32 => (misc::random::<u32>, misc::RDSEED, INSIDE),
-        Rdseed_r64 => (misc::random::<u64>, misc::RDSEED, INSIDE),
+        Rdrand_r16 => (misc::random::<u16>, 0, INSIDE),
+        Rdrand_r32 => (misc::random::<u32>, 0, INSIDE),
+        Rdrand_r64 => (misc::random::<u64>, 0, INSIDE),
+        Rdseed_r16 => (misc::random::<u16>, 0, INSIDE),
+        Rdseed_r32 => (misc::random::<u32>, 0, INSIDE),
+        Rdseed_r64 => (misc::random::<u64>, 0, INSIDE),
         Pause => (misc::pause, 0, INSIDE),
         _ => return None,
     };

@@ -70,9 +70,6 @@ pub(super) fn rdtscp(cpu: &mut Cpu, _: &Op) -> Step {
 
 /// RDPID.
 pub(super) fn rdpid(cpu: &mut Cpu, op: &Op) -> Step {
-    if cpu.cpuid(7, 0)[2] & 1 << 22 == 0 {
-        return Err(cpu.ud());
-    }
     let aux = cpu.read_msr(TSC_AUX)?;
     cpu.regs.set64(op.dst, aux & 0xffff_ffff);
     Ok(())
@@ -83,22 +80,14 @@ pub(super) fn rdpmc(cpu: &mut Cpu, _: &Op) -> Step {
     Err(cpu.gp(0))
 }
 
-/// RDRAND and RDSEED; `imm` is the bit of the CPUID feature, counted on from the registers of leaf 1 (ECX) to leaf 7 (EBX).
+/// RDRAND and RDSEED.
 pub(super) fn random<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let offered = if op.extra == RDRAND { cpu.cpuid(1, 0)[2] >> 30 } else { cpu.cpuid(7, 0)[1] >> 18 };
-    if offered & 1 == 0 {
-        return Err(cpu.ud());
-    }
     let value = cpu.random_number();
     cpu.regs.set(op.dst, T::from_u64(value.unwrap_or(0)));
     cpu.flags = Flags::from_rflags(0);
     cpu.flags.set(Flags::CF, value.is_some());
     Ok(())
 }
-
-/// What `extra` is for [`random`].
-pub(super) const RDRAND: u8 = 0;
-pub(super) const RDSEED: u8 = 1;
 
 impl Cpu {
     /// Eight random bytes of the host's; none if it has none now.

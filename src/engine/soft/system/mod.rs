@@ -25,4 +25,8 @@ mod state;
 mod syscall;
 mod tables;
 mod temporary;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;

@@ -22,8 +22,8 @@ pub(super) fn return_far(cpu: &mut Cpu, op: &Op) -> Step {
     let size = u64::from(op.extra);
     let parameters = op.imm & 0xffff;
     let stack = cpu.stack();
-    let ip = cpu.peek(&stack, 0, size)?;
-    let selector = cpu.peek(&stack, size as i64, size)? as u16;
+    let ip = cpu.stack_value(&stack, 0, size)?;
+    let selector = cpu.stack_value(&stack, size as i64, size)? as u16;
     if !cpu.protected() {
         cpu.return_real(selector, ip)?;
         cpu.set_stack_pointer(&stack, stack.moved((2 * size + parameters) as i64));
@@ -33,8 +33,8 @@ pub(super) fn return_far(cpu: &mut Cpu, op: &Op) -> Step {
     let cpl = (selector & RPL) as u8;
     let outer = if cpl > cpu.cpl {
         let at = (2 * size + parameters) as i64;
-        let pointer = cpu.peek(&stack, at, size)?;
-        let ss = cpu.peek(&stack, at + size as i64, size)? as u16;
+        let pointer = cpu.stack_value(&stack, at, size)?;
+        let ss = cpu.stack_value(&stack, at + size as i64, size)? as u16;
         Some((cpu.return_stack(ss, cpl, code)?, pointer.wrapping_add(parameters)))
     } else {
         None

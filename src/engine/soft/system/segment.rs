@@ -1,4 +1,4 @@
-//! Loading data and stack segments: MOV and POP to segment registers, LDS, LES, LFS, LGS, LSS, and storing them: MOV, PUSH
+//! Loading data and stack segments: MOV and POP to segment registers, LDS, LES, LFS, LGS, LSS, and storing them: MOV
 //! (SDM volume 3, 3.4 and 5.6 to 5.7; volume 2, the MOV, POP and LDS pages).
 
 use super::descriptor::{self, RPL, error_of, is_null, null_segment};
@@ -128,19 +128,10 @@ pub(super) fn mov_from_seg_mem(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.store(at, cpu.segment(seg_of(op)).selector)
 }
 
-/// PUSH Sreg: zero-extended to the operand size.
-pub(super) fn push_seg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let selector = cpu.segment(seg_of(op)).selector;
-    let stack = cpu.stack();
-    let pointer = cpu.push_all(&stack, T::BYTES, &[selector.into()])?;
-    cpu.set_stack_pointer(&stack, pointer);
-    Ok(())
-}
-
 /// POP Sreg.
 pub(super) fn pop_seg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let stack = cpu.stack();
-    let selector = cpu.peek(&stack, 0, T::BYTES)? as u16;
+    let selector = cpu.stack_value(&stack, 0, T::BYTES)? as u16;
     // The pointer moves on the stack that the value came from.
     load_and_shade(cpu, op, selector)?;
     cpu.set_stack_pointer(&stack, stack.moved(T::BYTES as i64));

@@ -91,7 +91,7 @@ impl Cpu {
     }
 
     /// Reads `size` bytes at `by` from the stack pointer.
-    pub(super) fn peek(&mut self, stack: &Stack, by: i64, size: u64) -> Result<u64, Break> {
+    pub(super) fn stack_value(&mut self, stack: &Stack, by: i64, size: u64) -> Result<u64, Break> {
         let at = self.stack_address(stack, by, size)?;
         self.load_sized(at, size)
     }

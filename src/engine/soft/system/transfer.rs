@@ -214,7 +214,7 @@ impl Cpu {
         if let Some([ss, sp, copied @ .., code, ip]) = frame.get_mut(..end) {
             (*ss, *sp, *code, *ip) = (old.segment.selector.into(), old.pointer, cs, next);
             for (value, by) in copied.iter_mut().rev().zip((0i64..).map(|number| number * size as i64)) {
-                *value = self.peek(&old, by, size)?;
+                *value = self.stack_value(&old, by, size)?;
             }
         }
         let pointer = self.push_all(&stack, size, frame.get(..end).unwrap_or(&[]))?;
