@@ -9,6 +9,7 @@
 
 #[cfg(test)]
 pub mod contract;
+mod crash;
 pub mod kvm;
 #[allow(dead_code, reason = "under construction")]
 mod soft;

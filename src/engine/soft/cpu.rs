@@ -18,7 +18,7 @@ use super::shared::{IoPointer, Shared};
 use super::system::msr::Msrs;
 use super::vector::Thunks;
 use super::vector::state::VectorState;
-use crate::arch::x86_64::state::{DescriptorTable, Segment};
+use crate::arch::x86_64::state::{Activity, DescriptorTable, Segment};
 use crate::engine::{Exit, ExitCounters};
 
 pub(super) mod cr0 {
@@ -96,6 +96,12 @@ pub(super) struct System {
     pub(super) dr7: u64,
     /// Model-specific registers that have no place elsewhere.
     pub(super) msrs: Msrs,
+    /// NMIs wait for an IRET.
+    pub(super) nmi_blocked: bool,
+    /// PAUSE instructions executed.
+    pub(super) pauses: u32,
+    /// What the CPU does between two calls of `Vcpu::run`.
+    pub(super) activity: Activity,
 }
 
 /// One software CPU.

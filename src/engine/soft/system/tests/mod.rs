@@ -1,0 +1,9 @@
+//! Tests of this directory, on CPUs of [`super::testing`].
+
+mod control;
+mod events;
+mod io;
+mod lowering;
+mod segments;
+mod states;
+mod transfers;
