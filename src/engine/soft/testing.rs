@@ -38,7 +38,7 @@ pub(super) fn ram(code: &[u8]) -> Ram {
 /// CPU 0 of `cpus` over `ram`.
 pub(super) fn cpu_of(ram: &Ram, cpus: u32) -> Cpu {
     let shared = Arc::new(Shared::new(ram, cpus));
-    let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::default()));
+    let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::new().unwrap()));
     cpu.features = Features::all();
     let segment =
         |kind, l| Segment { limit: u32::MAX, kind, present: true, s: true, g: true, l, db: !l, ..Segment::default() };
