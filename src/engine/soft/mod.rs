@@ -9,6 +9,8 @@ mod apic;
 mod attention;
 mod code;
 mod cpu;
+#[cfg(test)]
+mod differential;
 mod exec;
 mod fault;
 mod flags;
