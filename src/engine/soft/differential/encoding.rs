@@ -18,6 +18,9 @@ pub enum Map {
     Vex(u8),
 }
 
+/// The ModRM byte of gathers: an index register follows.
+const VSIB: u8 = 4;
+
 /// What selects an instruction.
 #[derive(Debug, Clone, Copy)]
 pub struct Template {
@@ -30,6 +33,8 @@ pub struct Template {
     pub l: bool,
     /// With the 67 prefix.
     pub address32: bool,
+    /// With the 66 prefix beside F2 or F3.
+    pub word: bool,
     pub opcode: u8,
     pub modrm: Option<u8>,
 }
@@ -78,7 +83,10 @@ fn is_opcode(bits: u32, map: Map, opcode: u8) -> bool {
 
 impl Template {
     fn bytes(&self) -> Vec<u8> {
-        self.assemble(&[], 0, 0, &[], &[0; 10]).0
+        // Gathers want three different registers.
+        let vsib = self.modrm == Some(VSIB);
+        let (vvvv, modrm): (u8, &[u8]) = if vsib { (1, &[VSIB, 0x11]) } else { (0, &[]) };
+        self.assemble(&[], 0, vvvv, modrm, &[0; 10]).0
     }
 
     /// The bytes, with more prefixes, REX.RXB, VEX.vvvv, ModRM byte with what follows it, and the rest; and where the latter two start.
@@ -86,6 +94,9 @@ impl Template {
         let mut bytes = prefixes.to_vec();
         if self.address32 {
             bytes.push(0x67);
+        }
+        if self.word {
+            bytes.push(0x66);
         }
         match self.map {
             Map::Vex(map) => {
@@ -236,12 +247,15 @@ pub fn templates(bits: u32) -> Vec<Template> {
             continue;
         }
         for prefix in [None, Some(0x66), Some(0xf3), Some(0xf2)] {
-            for choice in 0..8 {
-                let (w, l, address32) = (choice & 1 != 0, choice & 2 != 0, choice & 4 != 0);
-                if (l && !vex) || (w && bits != 64 && !vex) || (address32 && (vex || bits != 64)) {
+            for choice in 0..16 {
+                let [w, l, address32, word] = [1, 2, 4, 8].map(|bit| choice & bit != 0);
+                let twice = word && (vex || map == Map::One || !matches!(prefix, Some(0xf2 | 0xf3)));
+                if twice || (l && !vex) || (w && bits != 64 && !vex) || (address32 && (vex || bits != 64)) {
                     continue;
                 }
-                let one = |modrm| Template { code: Code::INVALID, memory: false, map, prefix, w, l, address32, opcode, modrm };
+                let code = Code::INVALID;
+                let one =
+                    |modrm| Template { code, memory: false, map, prefix, w, l, address32, word, opcode, modrm };
                 if !has_modrm(map, opcode) {
                     consider(one(None));
                     continue;
@@ -260,9 +274,8 @@ pub fn templates(bits: u32) -> Vec<Template> {
                         consider(one(Some(modrm)));
                     }
                 }
-                // VSIB needs an index.
-                if vex && map == Map::Vex(2) {
-                    consider(one(Some(4)));
+                if map == Map::Vex(2) {
+                    consider(one(Some(VSIB)));
                 }
             }
         }

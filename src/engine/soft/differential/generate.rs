@@ -21,6 +21,7 @@ pub struct Generator {
     templates: Vec<Template>,
     info: InstructionInfoFactory,
     bits: u32,
+    wanted: Scope,
     fsgsbase: bool,
     avx: bool,
 }
@@ -34,7 +35,7 @@ impl Generator {
             let instance = template.instance(bits, &mut Random::new(1), CODE);
             scope(&instance.instruction, &instance.bytes) == wanted
         });
-        Self { random: Random::new(seed), templates, info: InstructionInfoFactory::new(), bits, fsgsbase, avx }
+        Self { random: Random::new(seed), templates, info: InstructionInfoFactory::new(), bits, wanted, fsgsbase, avx }
     }
 
     /// Templates that cases are made of.
@@ -155,8 +156,11 @@ impl Generator {
     fn may_run(&mut self, case: &Case) -> bool {
         let instruction = super::encoding::decode(self.bits, &case.bytes, case.start.rip);
         let crosses_end = case.start.rip + instruction.len() as u64 > CODE_END;
-        if scope(&instruction, &case.bytes) != Scope::Compared && !crosses_end {
+        if scope(&instruction, &case.bytes) != self.wanted && !crosses_end {
             return false;
+        }
+        if self.wanted == Scope::Hidden {
+            return !crosses_end;
         }
         let code = CODE - 1024..CODE_END + 1024;
         let used = self.info.info(&instruction).used_memory().to_vec();
@@ -226,7 +230,8 @@ fn register(register: Register, state: &State, element: usize, size: usize) -> O
     }
 }
 
-fn address(memory: &UsedMemory, state: &State, element: usize) -> Option<u64> {
+/// Linear address of an operand, or of element `element` of a gather.
+pub fn address(memory: &UsedMemory, state: &State, element: usize) -> Option<u64> {
     if memory.vsib_size() == 0 && element > 0 {
         return None;
     }
@@ -277,14 +282,12 @@ impl Filling<'_> {
             28 => end + random.below(2 * PAGE),
             29 => DATA + PAGE - size,
             30 => DATA + 16 * random.below(200),
-            _ => random.pick(&[
-                1 << 63,
-                0x0000_8000_0000_0000 - random.below(size + 1),
-                0xffff_8000_0000_0000 - random.below(size + 1),
-                u64::MAX - random.below(size + 1),
-                0xffff_8880_0000_0000,
-                random.u64(),
-            ]),
+            _ => {
+                let wild = random.u64();
+                let before = random.below(size + 1);
+                let edges = [1 << 63, 1 << 47, 0xffff_8000_0000_0000, 0, 0xffff_8880_0000_0000, wild];
+                random.pick(&edges).wrapping_sub(before)
+            }
         }
     }
 
@@ -307,7 +310,8 @@ impl Filling<'_> {
         let now = now.wrapping_sub(segment);
         let base = memory.base();
         if base.is_gpr() {
-            let own = if index.full_register() == base.full_register() { u64::from(memory.scale() as u32) + 1 } else { 1 };
+            let own =
+                if index.full_register() == base.full_register() { u64::from(memory.scale() as u32) + 1 } else { 1 };
             let number = base.full_register().number();
             state.gpr[number] = state.gpr[number].wrapping_add(wanted.wrapping_sub(now) / own);
             // With a 32-bit address the upper half does not count.
@@ -328,7 +332,8 @@ impl Filling<'_> {
         let size = memory.vsib_size() as usize;
         let number = memory.index().number();
         for at in (0..32).step_by(size) {
-            let value = if self.random.one_in(24) { self.random.u64() } else { self.random.below(400).wrapping_sub(200) };
+            let value =
+                if self.random.one_in(24) { self.random.u64() } else { self.random.below(400).wrapping_sub(200) };
             let base = if at < 16 { 160 } else { 576 - 16 } + number * 16;
             self.case.start.vector[base + at..base + at + size].copy_from_slice(&value.to_le_bytes()[..size]);
         }
@@ -471,5 +476,89 @@ fn image(random: &mut Random, data: &mut [u8; 1024]) {
     if !random.one_in(8) {
         data[512..576].fill(0);
         data[512] = random.below(8) as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::soft::differential::case::End;
+    use crate::engine::soft::differential::host::Host;
+    use iced_x86::{CpuidFeature, EncodingKind};
+    use std::collections::{BTreeMap, HashSet};
+
+    /// Not privileged, but without what Linux would have to switch on for them always an exception.
+    const NEVER: &[Mnemonic] = {
+        use Mnemonic::*;
+        &[Clrssbsy, Incsspd, Incsspq, Rstorssp, Saveprevssp, Setssbsy, Wrssd, Wrssq, Ud0, Ud1, Ud2]
+    };
+
+    fn generator(host: &Host, seed: u64) -> Generator {
+        Generator::new(seed, Scope::Compared, host.abilities.avx, host.abilities.fsgsbase)
+    }
+
+    /// What the host does with cases does not depend on anything but the case, and no case harms it.
+    #[test]
+    fn the_host_answers_twice_the_same() {
+        let mut host = Host::new().unwrap();
+        let mut generator = generator(&host, 1);
+        let cases: Vec<_> = (0..20_000).map_while(|_| generator.case()).collect();
+        let begin = std::time::Instant::now();
+        let first = host.run(&cases).unwrap();
+        println!("{} ns a case", begin.elapsed().as_nanos() / cases.len() as u128);
+        let second = host.run(&cases).unwrap();
+        let mut ends = BTreeMap::<String, u32>::new();
+        for ((case, one), two) in cases.iter().zip(&first).zip(&second) {
+            assert!(!matches!(one.end, End::Lost(_)), "{:x?}: {:?}", case.code(), one.end);
+            let same = one.end == two.end && one.state == two.state && one.memory == two.memory;
+            assert!(same, "{:x?}", case.code());
+            let kind = match one.end {
+                End::Fault { vector, .. } => format!("vector {vector}"),
+                end => format!("{end:?}"),
+            };
+            *ends.entry(kind).or_default() += 1;
+        }
+        println!("{ends:?}");
+        let done = ends.get("Done").copied().unwrap_or_default();
+        assert!(done as usize > cases.len() / 2 && ends.len() > 5, "{ends:?}");
+    }
+
+    /// Whether the decoder would say of some encoding in 64-bit mode that it is `code`, and it would be compared.
+    fn in_scope(code: Code) -> bool {
+        use Code::*;
+        let mut instruction = Instruction::default();
+        instruction.set_code(code);
+        let op_code = code.op_code();
+        let kind = matches!(op_code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && !op_code.fwait();
+        // Not instructions; what the decoder knows only on request; what loads segments, which `scope` sees by operands.
+        let known = !matches!(code, INVALID | DeclareByte | DeclareWord | DeclareDword | DeclareQword | Zero_bytes)
+            && !matches!(code, Feni | Fdisi | Ud0)
+            && !code.cpuid_features().contains(&CpuidFeature::MPX)
+            && !matches!(code, Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 | Popw_FS | Popq_FS | Popw_GS | Popq_GS);
+        let prefixed = op_code.operand_size() == 16 && branches(&instruction);
+        kind && known && op_code.mode64() && !prefixed && scope(&instruction, &[]) == Scope::Compared
+    }
+
+    /// Every instruction that is to be compared has a template, and a case that executes to its end.
+    #[test]
+    fn every_instruction_is_reached() {
+        let mut host = Host::new().unwrap();
+        let mut generator = generator(&host, 2);
+        let known: HashSet<_> = generator.templates().iter().map(|template| template.code).collect();
+        println!("{} instructions, {} templates", known.len(), generator.templates().len());
+        let missing: Vec<_> = Code::values().filter(|code| in_scope(*code) && !known.contains(code)).collect();
+        assert!(missing.is_empty(), "the decoder knows more: {missing:?}");
+        let mut wrong = Vec::new();
+        for template in generator.templates().to_vec() {
+            let cases: Vec<_> = (0..64).filter_map(|_| generator.case_of(&template)).take(24).collect();
+            assert!(!cases.is_empty(), "no case of {template:x?}");
+            let done = host.run(&cases).unwrap().iter().filter(|out| out.end == End::Done).count();
+            let instruction = template.instance(64, &mut Random::new(1), CODE).instruction;
+            let never = instruction.is_privileged() || NEVER.contains(&instruction.mnemonic());
+            if (done == 0) != never {
+                wrong.push(format!("{:?} {:x?}: executed {done} times", template.code, cases[0].code()));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }

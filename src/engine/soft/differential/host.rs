@@ -11,7 +11,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::case::{
-    CODE, CODE_PAGES, CONTROL, CONTROL_SIZE, Case, DATA, End, FILLER, Outcome, PATCH, READABLE, State, WRITABLE, pattern,
+    CODE, CODE_PAGES, CONTROL, CONTROL_SIZE, Case, DATA, End, FILLER, Outcome, PATCH, READABLE, State, WRITABLE,
+    pattern,
 };
 use super::trampoline::{Abilities, FAULT, IN, OUT, SIGNAL_STACK, TARGET, TEXT, Trampolines, assemble};
 use crate::mem::PAGE;
@@ -122,7 +123,8 @@ impl Host {
             // SAFETY: `index` is below BATCH; the child waits for a message, so nobody else accesses slots.
             let slot = unsafe { &mut (*self.shared).slots[index] };
             slot.start = case.start.clone();
-            (slot.bytes, slot.len, slot.patch_at, slot.patch_len) = (case.bytes, case.len, case.patch_at, case.patch_len);
+            (slot.bytes, slot.len, slot.patch_at, slot.patch_len) =
+                (case.bytes, case.len, case.patch_at, case.patch_len);
             slot.patch = case.patch;
         }
         let mut first = 0;

@@ -82,13 +82,14 @@ const LEFT: &[(&str, &[Mnemonic])] = {
     &[
         (RESULT, &[Cpuid, Rdtsc, Rdtscp, Rdrand, Rdseed, Rdpmc, Rdpid, Xgetbv, Rdpru]),
         (SEGMENTS, &[Lar, Lsl, Verr, Verw, Lds, Les, Lfs, Lgs, Lss]),
-        (FAR, &[Retf, Iret, Iretd, Iretq, Sysretd, Sysretq, Sysexit, Sysexitq]),
+        (FAR, &[Retf, Iret, Iretd, Iretq, Sysret, Sysretq, Sysexit, Sysexitq]),
         (SYSTEM, &[Syscall, Sysenter]),
         (HYPERVISOR, &[Vmcall, Vmmcall, Vmgexit, Vmrun, Monitor, Mwait, Monitorx, Mwaitx]),
         (UMIP, &[Sgdt, Sidt, Sldt, Smsw, Str]),
         (OPTIMISED, &[Xsaveopt, Xsaveopt64]),
         (TRAP, &[Int, Int1, Int3, Into]),
         ("without the extension it is WBINVD: see the guests", &[Wbnoinvd]),
+        ("Intel: NOP, AMD: #UD where the operand is a register", &[Reservednop]),
         // Loadall, UMOV and the like overlap with later instructions and exist on no 64-bit CPU.
         ("no 64-bit CPU has it", &[Loadall, Umov, Ibts, Xbts, Fsetpm, Frstpm]),
     ]
