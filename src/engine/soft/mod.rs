@@ -11,6 +11,8 @@ mod clock;
 mod code;
 mod cpu;
 mod cpuid;
+#[cfg(test)]
+mod differential;
 mod exec;
 mod fault;
 mod flags;

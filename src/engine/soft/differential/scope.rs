@@ -1,0 +1,135 @@
+//! Which instructions are compared, and which are not, and why.
+
+use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
+
+/// What is done with an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Compared with the host.
+    Compared,
+    /// Belongs to an extension that CPUID does not show: #UD, whatever the host does.
+    Hidden,
+    /// Not compared here, for this reason.
+    Left(&'static str),
+}
+
+use CpuidFeature as F;
+
+/// What guests may use.
+const SHOWN: &[CpuidFeature] = &[
+    F::INTEL8086,
+    F::INTEL186,
+    F::INTEL286,
+    F::INTEL386,
+    F::INTEL486,
+    F::X64,
+    F::ADX,
+    F::AES,
+    F::AVX,
+    F::AVX2,
+    F::BMI1,
+    F::BMI2,
+    F::CLFSH,
+    F::CMOV,
+    F::CMPXCHG16B,
+    F::CPUID,
+    F::CX8,
+    F::F16C,
+    F::FMA,
+    F::FPU,
+    F::FPU287,
+    F::FPU387,
+    F::FSGSBASE,
+    F::FXSR,
+    F::LZCNT,
+    F::MMX,
+    F::MOVBE,
+    F::MSR,
+    F::MULTIBYTENOP,
+    F::PAUSE,
+    F::PCLMULQDQ,
+    F::POPCNT,
+    F::PREFETCHW,
+    F::RDPMC,
+    F::SSE,
+    F::SSE2,
+    F::SSE3,
+    F::SSE4_1,
+    F::SSE4_2,
+    F::SSSE3,
+    F::TSC,
+    F::XSAVE,
+];
+
+/// Extensions whose encodings are NOPs, hints or #UD on CPUs without them; and on CPUs with them, as long as nobody
+/// switches them on for this process (SDM volume 1, 13.3 for MPX and chapter 17 for CET).
+const HINTS: &[CpuidFeature] = &[F::CET_IBT, F::CET_SS, F::MPX, F::CLDEMOTE, F::PREFETCHWT1, F::PREFETCHITI];
+
+const RESULT: &str = "its result is the host's own or differs from run to run";
+const SEGMENTS: &str = "needs descriptor tables of its own: see the guests";
+const FAR: &str = "leaves the code segment: see the guests";
+const SYSTEM: &str = "enters the host's kernel";
+const HYPERVISOR: &str = "may reach the hypervisor below";
+const UMIP: &str = "the host's kernel may emulate it (UMIP)";
+const OPTIMISED: &str = "what it writes depends on the CPU's history";
+/// SDM volume 2, CALL: the prefix is ignored; APM volume 3, CALL: it means 16-bit operands.
+const WIDTH: &str = "what an operand-size prefix does to near branches differs between vendors";
+const TRAP: &str = "ends in a trap on purpose: see the guests";
+
+/// Instructions that are left out.
+const LEFT: &[(&str, &[Mnemonic])] = {
+    use Mnemonic::*;
+    &[
+        (RESULT, &[Cpuid, Rdtsc, Rdtscp, Rdrand, Rdseed, Rdpmc, Rdpid, Xgetbv, Rdpru]),
+        (SEGMENTS, &[Lar, Lsl, Verr, Verw, Lds, Les, Lfs, Lgs, Lss]),
+        (FAR, &[Retf, Iret, Iretd, Iretq, Sysret, Sysretq, Sysexit, Sysexitq]),
+        (SYSTEM, &[Syscall, Sysenter]),
+        (HYPERVISOR, &[Vmcall, Vmmcall, Vmgexit, Vmrun, Monitor, Mwait, Monitorx, Mwaitx]),
+        (UMIP, &[Sgdt, Sidt, Sldt, Smsw, Str]),
+        (OPTIMISED, &[Xsaveopt, Xsaveopt64]),
+        (TRAP, &[Int, Int1, Int3, Into]),
+        ("without the extension it is WBINVD: see the guests", &[Wbnoinvd]),
+        ("Intel: NOP, AMD: #UD where the operand is a register", &[Reservednop]),
+        // Loadall, UMOV and the like overlap with later instructions and exist on no 64-bit CPU.
+        ("no 64-bit CPU has it", &[Loadall, Umov, Ibts, Xbts, Fsetpm, Frstpm]),
+    ]
+};
+
+/// What is done with `instruction`, which was decoded from `bytes`.
+pub fn scope(instruction: &Instruction, bytes: &[u8]) -> Scope {
+    let mnemonic = instruction.mnemonic();
+    if let Some((why, _)) = LEFT.iter().find(|(_, list)| list.contains(&mnemonic)) {
+        return Scope::Left(why);
+    }
+    let far = matches!(instruction.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
+        || instruction.is_jmp_far_indirect()
+        || instruction.is_call_far_indirect();
+    if far {
+        return Scope::Left(FAR);
+    }
+    if branches(instruction) && has_prefix(bytes, 0x66) {
+        return Scope::Left(WIDTH);
+    }
+    if instruction.op0_register().is_segment_register() && matches!(mnemonic, Mnemonic::Mov | Mnemonic::Pop) {
+        return Scope::Left(SEGMENTS);
+    }
+    let features = instruction.cpuid_features();
+    let shown = |feature: &CpuidFeature| SHOWN.contains(feature) || HINTS.contains(feature);
+    if features.iter().all(shown) { Scope::Compared } else { Scope::Hidden }
+}
+
+/// Whether the next instruction may be another than the following one, by intention.
+pub fn branches(instruction: &Instruction) -> bool {
+    !matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt)
+}
+
+/// Whether `prefix` stands before the opcode.
+fn has_prefix(bytes: &[u8], prefix: u8) -> bool {
+    let prefixes = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
+    bytes.iter().take_while(|byte| prefixes.contains(byte)).any(|byte| *byte == prefix)
+}
+
+/// Status flags, as bits of RFLAGS, that `instruction` leaves undefined and in which the software CPU may therefore differ.
+pub fn undefined_flags(_instruction: &Instruction) -> u64 {
+    0
+}
