@@ -193,6 +193,12 @@ fn machines_that_cannot_be() {
 }
 
 #[test]
+fn more_memory_than_the_host_has() {
+    let words = ["--memory 90000G: this host has", "of memory and swap in all"];
+    refuses(&["--kernel", "k", "--memory", "90000G"], 125, &words);
+}
+
+#[test]
 fn places_that_cannot_be_written() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path().to_str().unwrap();

@@ -29,7 +29,7 @@ const NOT_RUN: &[(&str, &str)] = &[
 ];
 
 /// How long a block may take.
-const BLOCK: Duration = Duration::from_secs(150);
+const BLOCK: Duration = Duration::from_secs(240);
 
 struct Block {
     kind: String,
@@ -63,7 +63,7 @@ struct Place {
 }
 
 impl Place {
-    fn new(kernel: &Path, initramfs: &Path) -> Self {
+    fn new(kernel: &Path, initramfs: &[PathBuf]) -> Self {
         let place = Self { dir: common::scratch() };
         for name in ["bin", "scripts"] {
             fs::create_dir(place.dir.path().join(name)).unwrap();
@@ -83,7 +83,11 @@ impl Place {
         for name in ["bzImage", "vmlinux"] {
             std::os::unix::fs::symlink(kernel.join(name), place.dir.path().join(name)).unwrap();
         }
-        std::os::unix::fs::symlink(initramfs, place.dir.path().join("initrd")).unwrap();
+        // One after the other they are one initramfs to a kernel.
+        let mut initrd = File::create(place.dir.path().join("initrd")).unwrap();
+        for part in initramfs {
+            std::io::copy(&mut File::open(part).unwrap(), &mut initrd).unwrap();
+        }
         place
     }
 
@@ -155,6 +159,11 @@ fn check(what: &str, shown: &str, wanted: &str) {
 }
 
 fn tour(name: &str, page: &str) {
+    tour_of_guests_with(&[], name, page);
+}
+
+/// The same with more in the guests' initramfs: these assets.
+fn tour_of_guests_with(more: &[&str], name: &str, page: &str) {
     if !common::real_kvm() {
         return;
     }
@@ -162,7 +171,8 @@ fn tour(name: &str, page: &str) {
     else {
         return;
     };
-    let place = Place::new(&kernel, &initramfs);
+    let more: Vec<_> = more.iter().map(|name| common::asset(name).expect("scripts/test makes it")).collect();
+    let place = Place::new(&kernel, &[&[initramfs], &more[..]].concat());
     let blocks = blocks(page);
     let mut ran = 0;
     for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.kind == "sh") {
@@ -235,7 +245,7 @@ fn network() {
 
 #[test]
 fn vsock() {
-    tour("vsock.md", include_str!("../docs/vsock.md"));
+    tour_of_guests_with(&["guest-socat"], "vsock.md", include_str!("../docs/vsock.md"));
 }
 
 #[test]

@@ -11,16 +11,23 @@ die() { say "$*"; exit 125; }
 
 # need COMMAND=PACKAGE...: installs what is missing if we are root, otherwise says in one line what to install.
 need() {
-    local pair packages=()
-    for pair; do
-        command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+    local pair packages
+    # Twice, because apt may remove one to install another: where qemu-utils is from backports, qemu-system-x86 from
+    # the release itself replaces it.
+    for _ in 1 2; do
+        packages=()
+        for pair; do
+            command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+        done
+        [ ${#packages[@]} -gt 0 ] || return 0
+        [ "$(id -u)" = 0 ] || die "missing programs: run: sudo apt-get install --no-install-recommends ${packages[*]}"
+        say "installing ${packages[*]}"
+        lists
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2 ||
+            die "apt-get could not install ${packages[*]}"
+        hash -r
     done
-    [ ${#packages[@]} -gt 0 ] || return 0
-    [ "$(id -u)" = 0 ] || die "missing programs: run: sudo apt-get install --no-install-recommends ${packages[*]}"
-    say "installing ${packages[*]}"
-    lists
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2 ||
-        die "apt-get could not install ${packages[*]}"
+    for pair; do command -v "${pair%%=*}" >/dev/null || die "no ${pair%%=*} although ${pair#*=} is installed"; done
 }
 
 # lists: apt's package lists are there, or get fetched, or we say what to do.

@@ -18,13 +18,14 @@ use crate::firmware::power::{self, PowerPorts};
 use crate::firmware::{self, IsaDevice};
 use crate::host::clock;
 use crate::host::event_loop::EventLoop;
+use crate::host::limits;
 use crate::loader::{self, Boot, Initrd, cmdline};
 use crate::machine::control::Control;
 use crate::machine::cpus::Cpus;
 use crate::machine::first_output::FirstOutput;
 use crate::machine::placement::{Around, Placement};
 use crate::mem::{Backing, Ram};
-use crate::spec::{MachineSpec, SpecError, Transport};
+use crate::spec::{MachineSpec, Size, SpecError, Transport};
 
 /// Pin 0 stays unused (kernels take interrupt 0 for none) and so does 2 (they keep it for the cascade of old PCs);
 /// 1 is the serial port, 3 the power button; then one for each
@@ -76,6 +77,11 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let kernel = spec.kernel.clone().ok_or(SpecError::NoKernel)?;
     let wanted = spec.devices()?;
     let control = Control::new().map_err(|e| Error::Host("create an eventfd", e))?;
+    // More than is free may be fine: guests seldom use all of theirs. More than there is would end by the OOM killer.
+    let host = limits::memory();
+    if spec.memory.0 > host {
+        return Err(Error::MoreThanTheHost(spec.memory, Size(host >> 20 << 20)));
+    }
     let ram = Ram::new(&layout::ram_layout(spec.memory.0), Backing::Anonymous)?;
     let choose::Chosen { engine, notice } = choose::open(spec.engine)?;
     let pins = pins(spec.transport, wanted.len());

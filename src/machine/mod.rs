@@ -28,7 +28,7 @@ use crate::host::event_loop::{self, EventLoop};
 use crate::loader;
 use crate::machine::cpus::Cpus;
 use crate::mem;
-use crate::spec::{MachineSpec, SpecError};
+use crate::spec::{MachineSpec, Size, SpecError};
 
 /// A machine cannot be made or started.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,8 @@ pub enum Error {
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Memory(#[from] mem::Error),
+    #[error("--memory {0}: this host has {1} of memory and swap in all")]
+    MoreThanTheHost(Size, Size),
     #[error(transparent)]
     Device(#[from] AttachError),
     #[error(transparent)]
