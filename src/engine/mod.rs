@@ -11,8 +11,7 @@
 pub mod contract;
 mod crash;
 pub mod kvm;
-#[allow(dead_code, reason = "under construction")]
-mod soft;
+pub mod soft;
 
 use std::fmt::Debug;
 use std::sync::Arc;

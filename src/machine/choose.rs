@@ -3,6 +3,7 @@
 
 use crate::engine::kvm::KvmEngine;
 use crate::engine::kvm::probe::Trouble;
+use crate::engine::soft::SoftEngine;
 use crate::engine::{Engine, Error, Result};
 use crate::spec::EngineName;
 
@@ -40,7 +41,7 @@ fn kvm() -> Result<KvmEngine, Trouble> {
 
 /// The software CPU.
 pub fn software() -> Result<Box<dyn Engine>> {
-    Err(Error::Unavailable("the software CPU is not built in".into()))
+    Ok(Box::new(SoftEngine::open(None)?))
 }
 
 /// The software CPU instead of a KVM that is of no use.

@@ -126,6 +126,8 @@ pub(super) struct Cpu {
     pub(super) shadow: bool,
     /// An interrupt waits for IF.
     pub(super) interrupt_waits: bool,
+    /// An NMI waits for the end of another.
+    pub(super) nmi_waits: bool,
     /// Why [`Break::Fault`] was returned.
     pub(super) fault: Fault,
     /// Why [`Break::Leave`] was returned; `Exit::Halted` for HLT, which the run loop acts on itself.
@@ -171,6 +173,7 @@ impl Cpu {
             code_size: CodeSize::Bits16,
             shadow: false,
             interrupt_waits: false,
+            nmi_waits: false,
             fault: Fault { vector: 0, error: None, address: 0 },
             leave: None,
             instructions: 0,

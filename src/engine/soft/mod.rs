@@ -16,6 +16,7 @@ mod differential;
 mod exec;
 mod fault;
 mod flags;
+mod interrupts;
 mod memory;
 mod msi;
 mod pvclock;
@@ -25,5 +26,53 @@ mod shared;
 mod system;
 #[cfg(test)]
 mod testing;
+mod vcpu;
 mod vector;
+mod vm;
 mod width;
+
+use std::sync::Arc;
+
+use self::vector::Thunks;
+use crate::arch::x86_64::level::CpuLevel;
+use crate::engine::{Engine, Error, Result, Vm, VmConfig};
+use crate::host::cpu::HostCpu;
+use crate::mem::Ram;
+
+const NAME: &str = "soft";
+
+/// The engine `soft`.
+#[derive(Debug)]
+pub struct SoftEngine {
+    thunks: Arc<Thunks>,
+    level: CpuLevel,
+}
+
+impl SoftEngine {
+    /// Makes ready what all VMs share. `level` is what guests are shown, as far as the host has it; the highest if `None`.
+    pub fn open(level: Option<CpuLevel>) -> Result<Self> {
+        let thunks = Thunks::new().map_err(|e| Error::Unavailable(e.to_string()))?;
+        Ok(Self { thunks: Arc::new(thunks), level: cpuid::level_on(level, &HostCpu::detect()) })
+    }
+}
+
+impl Engine for SoftEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn create_vm(&self, memory: &Ram, config: &VmConfig) -> Result<Arc<dyn Vm>> {
+        Ok(Arc::new(vm::SoftVm::new(memory, config, self.thunks.clone(), self.level)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::contract;
+
+    #[test]
+    fn contract() {
+        contract::run_all(&SoftEngine::open(None).unwrap());
+    }
+}

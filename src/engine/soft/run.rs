@@ -3,13 +3,14 @@
 // UNSAFETY: follows the pointers between blocks and along their operations.
 #![expect(unsafe_code)]
 
-use super::attention::{self, Attention};
+use super::attention::Attention;
 use super::code::block::Block;
 use super::cpu::Cpu;
 use super::fault::{self, Break, Fault, Step};
 use super::flags::rflags;
 use super::system::event::Event;
-use crate::engine::{Exit, ExitCounters};
+use crate::arch::x86_64::state::Activity;
+use crate::engine::Exit;
 
 /// Blocks after which the time is looked at, for timers: some thousand instructions.
 const BLOCKS_PER_LOOK: u32 = 256;
@@ -32,6 +33,12 @@ impl Cpu {
             if let Some(exit) = self.attend(&attention) {
                 return exit;
             }
+            if self.system.activity != Activity::Running {
+                if let Some(exit) = self.wait(&attention) {
+                    return exit;
+                }
+                continue;
+            }
             let stepping = self.shadow || self.system.rflags & rflags::TF != 0;
             let step = if stepping { self.step_armed() } else { self.run_blocks(&attention) };
             if let Err(Break::Fault) = step {
@@ -41,11 +48,7 @@ impl Cpu {
                 }
             }
             match self.leave.take() {
-                Some(Exit::Halted) => {
-                    if let Some(exit) = self.halt(&attention) {
-                        return exit;
-                    }
-                }
+                Some(Exit::Halted) => self.system.activity = Activity::Halted,
                 Some(exit) => return exit,
                 None => {}
             }
@@ -196,34 +199,6 @@ impl Cpu {
     #[cold]
     fn ip_mask(&self) -> u64 {
         if self.code_size == super::cpu::CodeSize::Bits32 { 0xffff_ffff } else { 0xffff }
-    }
-
-    /// Acts on timers and on what other threads want; the exit if the vCPU shall leave guest code.
-    fn attend(&mut self, attention: &Attention) -> Option<Exit> {
-        self.look_at_time();
-        if !attention.any() {
-            return None;
-        }
-        if attention.take(attention::KICK) != 0 {
-            ExitCounters::add(&self.counters.kicked, 1);
-            return Some(Exit::Kicked);
-        }
-        if attention.take(attention::CODE) != 0 {
-            self.hear_news();
-        }
-        // An interrupt does not come between STI or MOV SS and the instruction after it.
-        if !self.shadow && attention.take(attention::INTERRUPT) != 0 {
-            return self.take_interrupts();
-        }
-        None
-    }
-
-    /// Delivers an event; the exit if that stops the CPU.
-    fn raise_event(&mut self, event: Event) -> Option<Exit> {
-        match self.deliver(event) {
-            Ok(()) => None,
-            Err(_) => Some(Exit::Shutdown(self.crash_report("triple fault"))),
-        }
     }
 }
 

@@ -5,20 +5,9 @@ use iced_x86::{Code, CodeSize, Instruction, OpKind, Register};
 
 use super::tables::{self, question};
 use super::{control, debug, flags, interrupt, io, iret, misc, ret, segment, syscall, transfer};
+use crate::engine::soft::code::lower::Lowered;
 use crate::engine::soft::code::op::{Addressing, Handler, Op, Seg};
 use crate::engine::soft::registers::RegAt;
-
-/// What became of an instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::engine::soft) enum Lowered {
-    /// Others execute it.
-    NotMine,
-    /// Others may follow in the same block.
-    Inside,
-    /// It is the last one of its block: it changes mode, interrupts, translations or the flow of control, or wants to be
-    /// seen at once.
-    System,
-}
 
 /// Handler, `Op::extra`, and whether others may follow.
 type Choice = (Handler, u8, Lowered);
