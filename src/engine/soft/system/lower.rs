@@ -7,6 +7,7 @@ use super::tables::{self, question};
 use super::{control, debug, flags, interrupt, io, iret, misc, ret, segment, syscall, transfer};
 use crate::engine::soft::code::lower::Lowered;
 use crate::engine::soft::code::op::{Addressing, Handler, Op, Seg};
+use crate::engine::soft::fault;
 use crate::engine::soft::registers::RegAt;
 
 /// Handler, `Op::extra`, and whether others may follow.
@@ -54,7 +55,7 @@ fn registers(insn: &Instruction, op: &mut Op) {
 fn immediate(insn: &Instruction, op: &mut Op) {
     use Code::*;
     op.imm = match insn.code() {
-        Int3 => 3,
+        Int3 => fault::BP.into(),
         Int_imm8 | In_AL_imm8 | In_AX_imm8 | In_EAX_imm8 | Out_imm8_AL | Out_imm8_AX | Out_imm8_EAX => {
             insn.immediate8().into()
         }

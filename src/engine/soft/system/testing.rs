@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use crate::arch::x86_64::gdt;
+use crate::arch::x86_64::level::CpuLevel;
 use crate::arch::x86_64::state::{DescriptorTable, Segment};
 use crate::engine::soft::code::features::Features;
 use crate::engine::soft::code::op::Seg;
 use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
+use crate::engine::soft::cpuid;
 use crate::engine::soft::fault::Break;
 use crate::engine::soft::flags::rflags;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::shared::Shared;
 use crate::engine::soft::vector::Thunks;
+use crate::host::cpu::HostCpu;
 use crate::mem::{Backing, Ram};
 
 const RAM_SIZE: u64 = 8 << 20;
@@ -46,8 +49,9 @@ pub(super) mod sel {
 
 fn bare() -> Cpu {
     let ram = Ram::new(&[(0, RAM_SIZE)], Backing::Anonymous).unwrap();
-    let mut cpu = Cpu::new(0, Arc::new(Shared::new(&ram, 1)), Arc::new(Thunks::default()));
-    cpu.features = Features::all();
+    let mut cpu = Cpu::new(0, Arc::new(Shared::new(&ram, 2)), Arc::new(Thunks::new().unwrap()));
+    let cpuid = cpuid::supported(CpuLevel::V3, &HostCpu::detect());
+    (cpu.cpuid, cpu.features) = (cpuid::Cpuid::new(&cpuid), Features::all());
     cpu.rip = CODE;
     cpu
 }

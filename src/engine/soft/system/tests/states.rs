@@ -1,6 +1,7 @@
 //! The state as a whole: in and out, reset, start-up, crash reports.
 
 use crate::arch::x86_64::boot::{Tables, linux_entry};
+use crate::arch::x86_64::msr;
 use crate::arch::x86_64::state::{Activity, CpuState, DescriptorTable, Registers};
 use crate::engine::soft::code::op::Seg;
 use crate::engine::soft::cpu::{CodeSize, cr0, cr4};
@@ -48,7 +49,11 @@ fn a_state_comes_back_as_it_went_in() {
     assert_eq!(back.system, state.system);
     let mut again = real();
     again.set_state(&back).unwrap();
-    assert_eq!(again.state(), back);
+    let without_time = |mut state: CpuState| {
+        state.msrs.retain(|(index, _)| *index != msr::TSC);
+        state
+    };
+    assert_eq!(without_time(again.state()), without_time(back));
 }
 
 #[test]
