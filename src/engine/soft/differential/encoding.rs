@@ -254,8 +254,7 @@ pub fn templates(bits: u32) -> Vec<Template> {
                     continue;
                 }
                 let code = Code::INVALID;
-                let one =
-                    |modrm| Template { code, memory: false, map, prefix, w, l, address32, word, opcode, modrm };
+                let one = |modrm| Template { code, memory: false, map, prefix, w, l, address32, word, opcode, modrm };
                 if !has_modrm(map, opcode) {
                     consider(one(None));
                     continue;

@@ -534,7 +534,10 @@ mod tests {
         let known = !matches!(code, INVALID | DeclareByte | DeclareWord | DeclareDword | DeclareQword | Zero_bytes)
             && !matches!(code, Feni | Fdisi | Ud0)
             && !code.cpuid_features().contains(&CpuidFeature::MPX)
-            && !matches!(code, Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 | Popw_FS | Popq_FS | Popw_GS | Popq_GS);
+            && !matches!(
+                code,
+                Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 | Popw_FS | Popq_FS | Popw_GS | Popq_GS
+            );
         let prefixed = op_code.operand_size() == 16 && branches(&instruction);
         kind && known && op_code.mode64() && !prefixed && scope(&instruction, &[]) == Scope::Compared
     }

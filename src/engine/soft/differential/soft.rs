@@ -57,7 +57,7 @@ impl Soft {
         ram.write(DATA, &pattern[..]).unwrap();
         ram.write(CODE, &[FILLER; (CODE_PAGES * PAGE) as usize]).unwrap();
         let shared = Arc::new(Shared::new(&ram, 1));
-        let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::default()));
+        let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::new().unwrap()));
         cpu.features = Features::all();
         set_mode(&mut cpu);
         Self { cpu, ram, pattern, count: 0 }

@@ -1,7 +1,7 @@
 //! Control registers: MOV to and from CR0, CR2, CR3, CR4, CR8; CLTS, SMSW, LMSW, INVLPG, INVD, WBINVD (SDM volume 3, 2.5 and
 //! 4.1; volume 2, the MOV page).
 
-use crate::engine::soft::code::op::{Addressing, Op, Seg};
+use crate::engine::soft::code::op::{Op, Seg};
 use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
 use crate::engine::soft::fault::{Break, Step};
 use crate::engine::soft::memory::walk::{Access, PHYSICAL_BITS};
@@ -136,17 +136,6 @@ impl Cpu {
         self.mode_changed();
         Ok(())
     }
-
-    /// The offset that a memory operand names, without its segment.
-    pub(super) fn operand_offset(&self, op: &Op) -> u64 {
-        let index = self.regs.get64(op.index) << op.scale;
-        let offset = self.regs.get64(op.base).wrapping_add(index).wrapping_add_signed(op.disp.into());
-        match op.addressing {
-            Addressing::Flat => offset,
-            Addressing::Flat32 | Addressing::Segmented32 => offset & 0xffff_ffff,
-            Addressing::Segmented16 => offset & 0xffff,
-        }
-    }
 }
 
 /// CLTS.
@@ -195,7 +184,7 @@ fn load_machine_status(cpu: &mut Cpu, value: u16) -> Result<(), Break> {
 pub(super) fn invlpg(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.privileged()?;
     let base = cpu.seg_base.get(op.seg as usize).copied().unwrap_or(0);
-    let at = cpu.table_address(base, cpu.operand_offset(op));
+    let at = cpu.table_address(base, cpu.offset(op));
     if Cpu::canonical(at) {
         cpu.tlb.flush_page(at);
     }

@@ -6,6 +6,7 @@ use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::Step;
 use crate::engine::soft::flags::rflags;
+use crate::engine::soft::width::Width;
 
 impl Cpu {
     /// #GP(0) where the program may not change IF or use ports.
@@ -32,33 +33,29 @@ pub(super) fn sti(cpu: &mut Cpu, _: &Op) -> Step {
     Ok(())
 }
 
-/// PUSHF, PUSHFD, PUSHFQ; `extra` is the operand size.
-pub(super) fn pushf(cpu: &mut Cpu, op: &Op) -> Step {
-    let stack = cpu.stack();
+/// PUSHF, PUSHFD, PUSHFQ.
+pub(super) fn pushf<T: Width>(cpu: &mut Cpu, _: &Op) -> Step {
     let image = cpu.rflags() & !(rflags::RF | rflags::VM);
-    let pointer = cpu.push_all(&stack, op.extra.into(), &[image])?;
-    cpu.set_stack_pointer(&stack, pointer);
-    Ok(())
+    cpu.push(T::from_u64(image))
 }
 
-/// POPF, POPFD, POPFQ; `extra` is the operand size.
-pub(super) fn popf(cpu: &mut Cpu, op: &Op) -> Step {
-    let size = u64::from(op.extra);
-    let stack = cpu.stack();
-    let image = cpu.stack_value(&stack, 0, size)?;
+/// POPF, POPFD, POPFQ.
+pub(super) fn popf<T: Width>(cpu: &mut Cpu, _: &Op) -> Step {
+    let image = cpu.peek::<T>(0)?.to_u64();
+    let wide = T::BYTES > 2;
     let mut may = USER_FLAGS;
-    if size > 2 {
+    if wide {
         may |= rflags::AC | rflags::ID;
     }
     if cpu.cpl <= cpu.iopl() {
         may |= rflags::IF;
     }
-    let mut cleared = if size > 2 { rflags::RF } else { 0 };
+    let mut cleared = if wide { rflags::RF } else { 0 };
     if cpu.cpl == 0 {
         may |= rflags::IOPL;
-        cleared |= if size > 2 { rflags::VIF | rflags::VIP } else { 0 };
+        cleared |= if wide { rflags::VIF | rflags::VIP } else { 0 };
     }
-    cpu.set_stack_pointer(&stack, stack.moved(size as i64));
+    cpu.add_rsp(T::BYTES);
     cpu.set_rflags(cpu.rflags() & !(may | cleared) | image & may);
     Ok(())
 }

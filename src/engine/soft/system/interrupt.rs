@@ -11,9 +11,13 @@ use crate::engine::soft::width::Width;
 impl Cpu {
     /// Enters a handler that returns behind `op`.
     fn software_interrupt(&mut self, op: &Op, vector: u8, software: bool) -> Step {
-        self.rip = self.next_ip(op);
-        self.interrupt(&Delivery { vector, error: None, software, also: 0 })?;
-        Err(Break::Jump)
+        let next = self.next_ip(op);
+        let before = std::mem::replace(&mut self.rip, next);
+        let entered = self.interrupt(&Delivery { vector, error: None, software, also: 0 });
+        if entered.is_err() {
+            self.rip = before;
+        }
+        entered.and(Err(Break::Jump))
     }
 }
 

@@ -7,6 +7,7 @@ use super::tables::{self, question};
 use super::{control, debug, flags, interrupt, io, iret, misc, ret, segment, syscall, transfer};
 use crate::engine::soft::code::lower::Lowered;
 use crate::engine::soft::code::op::{Addressing, Handler, Op, Seg};
+use crate::engine::soft::fault;
 use crate::engine::soft::registers::RegAt;
 
 /// Handler, `Op::extra`, and whether others may follow.
@@ -54,7 +55,7 @@ fn registers(insn: &Instruction, op: &mut Op) {
 fn immediate(insn: &Instruction, op: &mut Op) {
     use Code::*;
     op.imm = match insn.code() {
-        Int3 => 3,
+        Int3 => fault::BP.into(),
         Int_imm8 | In_AL_imm8 | In_AX_imm8 | In_EAX_imm8 | Out_imm8_AL | Out_imm8_AX | Out_imm8_EAX => {
             insn.immediate8().into()
         }
@@ -251,12 +252,12 @@ fn control(insn: &Instruction, memory: bool) -> Option<Choice> {
         Hlt => (flags::hlt, 0, END),
         Cli => (flags::cli, 0, INSIDE),
         Sti => (flags::sti, 0, END),
-        Pushfw => (flags::pushf, 2, INSIDE),
-        Pushfd => (flags::pushf, 4, INSIDE),
-        Pushfq => (flags::pushf, 8, INSIDE),
-        Popfw => (flags::popf, 2, END),
-        Popfd => (flags::popf, 4, END),
-        Popfq => (flags::popf, 8, END),
+        Pushfw => (flags::pushf::<u16>, 0, INSIDE),
+        Pushfd => (flags::pushf::<u32>, 0, INSIDE),
+        Pushfq => (flags::pushf::<u64>, 0, INSIDE),
+        Popfw => (flags::popf::<u16>, 0, END),
+        Popfd => (flags::popf::<u32>, 0, END),
+        Popfq => (flags::popf::<u64>, 0, END),
         Stac | Clac => (flags::set_access_check, 0, INSIDE),
         _ => return None,
     };

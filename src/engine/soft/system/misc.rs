@@ -7,8 +7,6 @@ use crate::engine::soft::flags::Flags;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
 
-/// IA32_TSC_AUX, which RDTSCP and RDPID read.
-const TSC_AUX: u32 = 0xc000_0103;
 /// After so many PAUSEs a CPU that spins gives its host CPU to whoever wants it, perhaps to the vCPU that it waits for.
 const PATIENCE: u32 = 256;
 
@@ -62,16 +60,14 @@ pub(super) fn rdtsc(cpu: &mut Cpu, _: &Op) -> Step {
 pub(super) fn rdtscp(cpu: &mut Cpu, _: &Op) -> Step {
     cpu.tells_time()?;
     let now = cpu.guest_tsc();
-    let aux = cpu.read_msr(TSC_AUX)?;
     cpu.set_pair(now);
-    cpu.regs.set(RegAt::RCX, aux as u32);
+    cpu.regs.set(RegAt::RCX, cpu.system.msrs.tsc_aux as u32);
     Ok(())
 }
 
 /// RDPID.
 pub(super) fn rdpid(cpu: &mut Cpu, op: &Op) -> Step {
-    let aux = cpu.read_msr(TSC_AUX)?;
-    cpu.regs.set64(op.dst, aux & 0xffff_ffff);
+    cpu.regs.set64(op.dst, cpu.system.msrs.tsc_aux & 0xffff_ffff);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The architectural state as plain data, in and out: how a machine starts a CPU, and what snapshots and crash reports hold.
 
-use crate::arch::x86_64::msr;
 use crate::arch::x86_64::state::{CpuState, Registers, SystemRegisters};
+use crate::engine::soft::NAME;
 use crate::engine::soft::code::op::Seg;
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::registers::RegAt;
@@ -29,35 +29,25 @@ impl Cpu {
         if !state.xsave.is_empty() {
             self.vector.area = area_from(&state.xsave);
         }
-        self.set_one_msr(APIC_BASE, state.system.apic_base)?;
+        self.apic().restore_base(state.system.apic_base).map_err(|_| refused(APIC_BASE, state.system.apic_base))?;
         self.set_task_priority(state.system.cr8);
-        for (index, value) in &state.msrs {
-            self.set_one_msr(*index, *value)?;
-        }
+        self.restore_msrs(&state.msrs).map_err(|(index, value)| refused(index, value))?;
         self.system.activity = state.activity;
         Ok(())
     }
 
     /// All architectural state.
-    pub(in crate::engine::soft) fn state(&mut self) -> CpuState {
+    pub(in crate::engine::soft) fn state(&self) -> CpuState {
         let mut system = self.system_registers();
-        system.apic_base = self.read_msr(APIC_BASE).unwrap_or(0);
-        let msrs = msr::SAVED.iter().filter_map(|index| Some((*index, self.read_msr(*index).ok()?))).collect();
+        system.apic_base = self.apic().base();
         CpuState {
             regs: self.registers(),
             system,
-            msrs,
+            msrs: self.saved_msrs(),
             xsave: area_to(&self.vector.area, self.system.xcr0),
             xcr0: self.system.xcr0,
             activity: self.system.activity,
         }
-    }
-
-    fn set_one_msr(&mut self, index: u32, value: u64) -> Result<()> {
-        self.write_msr(index, value).map_err(|_| Error::Unsupported {
-            engine: "soft",
-            reason: format!("MSR {index:#x} cannot be set to {value:#x}"),
-        })
     }
 
     fn set_system(&mut self, s: &SystemRegisters) {
@@ -120,6 +110,10 @@ impl Cpu {
     }
 }
 
+fn refused(index: u32, value: u64) -> Error {
+    Error::Unsupported { engine: NAME, reason: format!("MSR {index:#x} cannot be set to {value:#x}") }
+}
+
 /// The registers out of an XSAVE area in the standard layout. Components that it does not hold are in their initial state;
 /// one without a header is what FXSAVE stores.
 fn area_from(saved: &[u8]) -> [u8; SIZE] {
@@ -129,7 +123,7 @@ fn area_from(saved: &[u8]) -> [u8; SIZE] {
         None => X87 | SSE,
     };
     let held_parts = PARTS.iter().filter(|(component, _)| held & component != 0).map(|(_, part)| part.clone());
-    for part in held_parts.chain([24..32]) {
+    for part in held_parts.chain(std::iter::once(24..32)) {
         if let (Some(to), Some(from)) = (area.get_mut(part.clone()), saved.get(part)) {
             to.copy_from_slice(from);
         }

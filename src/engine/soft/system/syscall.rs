@@ -9,17 +9,6 @@ use crate::engine::soft::fault::{Break, Step};
 use crate::engine::soft::flags::rflags;
 use crate::engine::soft::registers::RegAt;
 
-mod msr {
-    pub(super) const SYSENTER_CS: u32 = 0x174;
-    pub(super) const SYSENTER_ESP: u32 = 0x175;
-    pub(super) const SYSENTER_EIP: u32 = 0x176;
-    pub(super) const STAR: u32 = 0xc000_0081;
-    pub(super) const LSTAR: u32 = 0xc000_0082;
-    pub(super) const CSTAR: u32 = 0xc000_0083;
-    pub(super) const SFMASK: u32 = 0xc000_0084;
-    pub(super) const KERNEL_GS_BASE: u32 = 0xc000_0102;
-}
-
 /// A flat code segment.
 fn code(selector: u16, dpl: u8, long: bool) -> Segment {
     Segment { kind: 0xb, l: long, db: !long, ..data(selector, dpl) }
@@ -63,9 +52,9 @@ pub(super) fn syscall(cpu: &mut Cpu, op: &Op) -> Step {
     if !cpu.long_mode() || cpu.system.efer & efer::SCE == 0 {
         return Err(cpu.ud());
     }
-    let target = cpu.read_msr(if cpu.is_64() { msr::LSTAR } else { msr::CSTAR })?;
-    let star = cpu.read_msr(msr::STAR)?;
-    let mask = cpu.read_msr(msr::SFMASK)?;
+    let msrs = &cpu.system.msrs;
+    let target = if cpu.is_64() { msrs.lstar } else { msrs.cstar };
+    let (star, mask) = (msrs.star, msrs.sfmask);
     let flags = cpu.rflags();
     cpu.regs.set64(RegAt::RCX, cpu.next_ip(op));
     cpu.regs.set64(RegAt::R11, flags);
@@ -85,7 +74,7 @@ pub(super) fn sysret(cpu: &mut Cpu, op: &Op) -> Step {
     if long && !Cpu::canonical(rcx) {
         return Err(cpu.gp(0));
     }
-    let selector = (cpu.read_msr(msr::STAR)? >> 48) as u16;
+    let selector = (cpu.system.msrs.star >> 48) as u16;
     let ip = if long { rcx } else { rcx & 0xffff_ffff };
     let flags = cpu.regs.get64(RegAt::R11);
     cpu.set_rflags(flags & 0x003c_7fd7);
@@ -96,12 +85,11 @@ pub(super) fn sysret(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// SYSENTER.
 pub(super) fn sysenter(cpu: &mut Cpu, _: &Op) -> Step {
-    let selector = cpu.read_msr(msr::SYSENTER_CS)? as u16 & !3;
+    let selector = cpu.system.msrs.sysenter_cs as u16 & !3;
     if !cpu.protected() || selector == 0 {
         return Err(cpu.gp(0));
     }
-    let stack = cpu.read_msr(msr::SYSENTER_ESP)?;
-    let ip = cpu.read_msr(msr::SYSENTER_EIP)?;
+    let (stack, ip) = (cpu.system.msrs.sysenter_esp, cpu.system.msrs.sysenter_eip);
     let long = cpu.long_mode();
     let cut = if long { u64::MAX } else { 0xffff_ffff };
     cpu.system.rflags &= !(rflags::VM | rflags::IF | rflags::RF);
@@ -112,7 +100,7 @@ pub(super) fn sysenter(cpu: &mut Cpu, _: &Op) -> Step {
 
 /// SYSEXIT; `extra` is the operand size.
 pub(super) fn sysexit(cpu: &mut Cpu, op: &Op) -> Step {
-    let selector = cpu.read_msr(msr::SYSENTER_CS)? as u16 & !3;
+    let selector = cpu.system.msrs.sysenter_cs as u16 & !3;
     if !cpu.protected() || selector == 0 || cpu.cpl != 0 {
         return Err(cpu.gp(0));
     }
@@ -135,9 +123,8 @@ pub(super) fn swapgs(cpu: &mut Cpu, _: &Op) -> Step {
         return Err(cpu.ud());
     }
     cpu.privileged()?;
-    let kernel = cpu.read_msr(msr::KERNEL_GS_BASE)?;
     let gs = cpu.segment(Seg::Gs);
-    cpu.write_msr(msr::KERNEL_GS_BASE, gs.base)?;
+    let kernel = std::mem::replace(&mut cpu.system.msrs.kernel_gs_base, gs.base);
     cpu.set_segment(Seg::Gs, Segment { base: kernel, ..gs });
     if let Some(base) = cpu.seg_base.get_mut(Seg::Gs as usize) {
         *base = kernel;

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use iced_x86::{Decoder, DecoderOptions, OpKind};
-
-use super::lower::{Lowered, lower};
 use crate::arch::x86_64::gdt;
+use crate::arch::x86_64::level::CpuLevel;
 use crate::arch::x86_64::state::{DescriptorTable, Segment};
-use crate::engine::soft::code::op::{Addressing, Op, Seg};
-use crate::engine::soft::cpu::{CodeSize, Cpu, cr0, cr4, efer};
-use crate::engine::soft::fault::{Break, Fault};
-use crate::engine::soft::flags::{Flags, rflags};
-use crate::engine::soft::memory::tlb::Tlb;
-use crate::engine::soft::registers::{RegAt, RegisterFile};
-use crate::engine::soft::shared::{IoPointer, Shared};
+use crate::engine::soft::code::features::Features;
+use crate::engine::soft::code::op::Seg;
+use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
+use crate::engine::soft::cpuid;
+use crate::engine::soft::fault::Break;
+use crate::engine::soft::flags::rflags;
+use crate::engine::soft::registers::RegAt;
+use crate::engine::soft::shared::Shared;
+use crate::engine::soft::vector::Thunks;
+use crate::host::cpu::HostCpu;
 use crate::mem::{Backing, Ram};
 
 const RAM_SIZE: u64 = 8 << 20;
@@ -48,29 +49,11 @@ pub(super) mod sel {
 
 fn bare() -> Cpu {
     let ram = Ram::new(&[(0, RAM_SIZE)], Backing::Anonymous).unwrap();
-    let shared = Arc::new(Shared::new(&ram, 1));
-    Cpu {
-        regs: RegisterFile::default(),
-        flags: Flags::default(),
-        seg_base: [0; 8],
-        end: std::ptr::null(),
-        rip: CODE,
-        tlb: Tlb::default(),
-        cpl: 0,
-        code_size: CodeSize::Bits16,
-        shadow: false,
-        interrupt_waits: false,
-        fault: Fault { vector: 0, error: None, address: 0 },
-        leave: None,
-        instructions: 0,
-        system: Default::default(),
-        vector: Box::default(),
-        code: Default::default(),
-        shared,
-        index: 0,
-        io: IoPointer::NONE,
-        counters: Arc::default(),
-    }
+    let mut cpu = Cpu::new(0, Arc::new(Shared::new(&ram, 2)), Arc::new(Thunks::new().unwrap()));
+    let cpuid = cpuid::supported(CpuLevel::V3, &HostCpu::detect());
+    (cpu.cpuid, cpu.features) = (cpuid::Cpuid::new(&cpuid), Features::all());
+    cpu.rip = CODE;
+    cpu
 }
 
 /// Writes without privileges, limits, or translations that stay.
@@ -216,59 +199,22 @@ pub(super) fn real() -> Cpu {
 /// An exception: vector and error code.
 pub(super) type Raised = (u8, Option<u32>);
 
-/// Executes one instruction of `bytes` at CS:RIP; what it raises, with RIP as it was.
+/// Executes the instruction `bytes` at CS:RIP; what it raises, with RIP as it was.
 pub(super) fn exec(cpu: &mut Cpu, bytes: &[u8]) -> Result<(), Raised> {
     match exec_break(cpu, bytes) {
-        Ok(()) | Err(Break::Jump | Break::Leave | Break::Again) => Ok(()),
         Err(Break::Fault) => Err((cpu.fault.vector, cpu.fault.error)),
+        _ => Ok(()),
     }
 }
 
 /// The same, for those who want to know how it ended.
 pub(super) fn exec_break(cpu: &mut Cpu, bytes: &[u8]) -> Result<(), Break> {
-    let bits = match cpu.code_size {
-        CodeSize::Bits16 => 16,
-        CodeSize::Bits32 => 32,
-        CodeSize::Bits64 => 64,
-    };
-    let insn = Decoder::with_ip(bits, bytes, cpu.rip, DecoderOptions::NONE).decode();
-    assert!(!insn.is_invalid() && insn.len() == bytes.len(), "{insn} of {bytes:02x?}");
-    let reg = |register: iced_x86::Register| {
-        if register.is_gpr() { RegAt::gpr(register.number() as u8) } else { RegAt::ZERO }
-    };
-    let mut op = Op {
-        run: super::interrupt::undefined,
-        imm: 0,
-        disp: insn.memory_displacement64() as i32,
-        dst: RegAt::ZERO,
-        src: RegAt::ZERO,
-        base: reg(insn.memory_base()),
-        index: reg(insn.memory_index()),
-        scale: insn.memory_index_scale().trailing_zeros() as u8,
-        seg: match insn.memory_segment() {
-            _ if !insn.op_kinds().any(|kind| kind == OpKind::Memory) => Seg::None,
-            iced_x86::Register::FS => Seg::Fs,
-            iced_x86::Register::GS => Seg::Gs,
-            iced_x86::Register::SS => Seg::Ss,
-            _ => Seg::Ds,
-        },
-        addressing: match bits {
-            64 => Addressing::Flat,
-            32 => Addressing::Segmented32,
-            _ => Addressing::Segmented16,
-        },
-        len: insn.len() as u8,
-        at: 0,
-        extra: 0,
-    };
-    assert_ne!(lower(&insn, &mut op), Lowered::NotMine, "{insn}");
-    let rip = cpu.rip;
-    cpu.regs.set_block_ip(rip);
-    let step = (op.run)(cpu, &op);
-    match step {
-        Ok(()) | Err(Break::Leave) => cpu.rip = cpu.next_ip(&op),
-        Err(Break::Jump) => {}
-        Err(Break::Fault | Break::Again) => cpu.rip = rip,
+    let at = if cpu.is_64() { cpu.rip } else { cpu.segment(Seg::Cs).base + cpu.rip };
+    cpu.as_supervisor(|cpu| cpu.write_bytes(at, bytes)).unwrap();
+    let before = cpu.rip;
+    let step = cpu.step();
+    if step == Err(Break::Fault) {
+        assert_eq!(cpu.rip, before);
     }
     step
 }

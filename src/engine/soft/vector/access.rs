@@ -41,7 +41,11 @@ impl Cpu {
 
     #[cold]
     fn sse_refused(&mut self) -> Break {
-        if self.system.cr0 & cr0::EM != 0 || self.system.cr4 & cr4::OSFXSR == 0 { self.ud() } else { self.raise(fault::NM, None) }
+        if self.system.cr0 & cr0::EM != 0 || self.system.cr4 & cr4::OSFXSR == 0 {
+            self.ud()
+        } else {
+            self.raise(fault::NM, None)
+        }
     }
 
     #[cold]
@@ -95,7 +99,9 @@ impl Cpu {
             Some(host) => {
                 let value;
                 // SAFETY: the translation leads to a page of RAM that stays mapped, and the operand lies within the page.
-                unsafe { asm!("movdqu {}, [{}]", out(xmm_reg) value, in(reg) host, options(nostack, preserves_flags, readonly)) };
+                unsafe {
+                    asm!("movdqu {}, [{}]", out(xmm_reg) value, in(reg) host, options(nostack, preserves_flags, readonly))
+                };
                 Ok(value)
             }
             None => self.load_16_slow(at),

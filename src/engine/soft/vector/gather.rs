@@ -53,7 +53,8 @@ fn gather<const ELEMENT: usize, const INDEX: usize>(cpu: &mut Cpu, op: &Op) -> S
         if selector.last().is_some_and(|byte| byte & 0x80 != 0)
             && let Some(place) = result.get_mut(number * ELEMENT..(number + 1) * ELEMENT)
         {
-            done = element_address::<ELEMENT, INDEX>(cpu, op, &indices, number).and_then(|at| cpu.read_bytes(at, place));
+            done =
+                element_address::<ELEMENT, INDEX>(cpu, op, &indices, number).and_then(|at| cpu.read_bytes(at, place));
             if done.is_err() {
                 break;
             }

@@ -17,7 +17,8 @@ pub(in crate::engine::soft) fn lower(insn: &Instruction, op: &mut Op, thunks: &T
     if insn.has_lock_prefix() || !thunks.offer().covers(insn) {
         return Lowered::NotMine;
     }
-    let found = area::lower(insn, op).or_else(|| control::lower(insn, op, thunks)).or_else(|| by_registers(insn, op, thunks));
+    let found =
+        area::lower(insn, op).or_else(|| control::lower(insn, op, thunks)).or_else(|| by_registers(insn, op, thunks));
     found.map_or(Lowered::NotMine, |()| Lowered::Inside)
 }
 
@@ -46,7 +47,10 @@ fn by_registers(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> 
 /// Whether an operand is an XMM or YMM register, in an encoding that stubs may have.
 fn uses_vectors(insn: &Instruction) -> bool {
     let encoded = matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
-    encoded && (0..insn.op_count()).map(|operand| insn.op_register(operand)).any(|register| register.is_xmm() || register.is_ymm())
+    encoded
+        && (0..insn.op_count())
+            .map(|operand| insn.op_register(operand))
+            .any(|register| register.is_xmm() || register.is_ymm())
 }
 
 /// Whether this is for `gather.rs`, or invalid if its registers are not distinct.
@@ -54,7 +58,13 @@ fn is_gather(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Vgatherdps | M::Vpgatherdd | M::Vgatherqps | M::Vpgatherqd | M::Vgatherdpd | M::Vpgatherdq | M::Vgatherqpd
+        M::Vgatherdps
+            | M::Vpgatherdd
+            | M::Vgatherqps
+            | M::Vpgatherqd
+            | M::Vgatherdpd
+            | M::Vpgatherdq
+            | M::Vgatherqpd
             | M::Vpgatherqq
     )
 }

@@ -69,7 +69,10 @@ fn implied_memory(insn: &Instruction, op: &mut Op) {
 
 /// Offsets of the elements of `SIZE` bytes that `mask` selects: those whose sign bit is set.
 fn selected<const SIZE: usize>(mask: &[u8]) -> impl Iterator<Item = usize> {
-    mask.chunks_exact(SIZE).enumerate().filter(|(_, element)| element.last().is_some_and(|byte| byte & 0x80 != 0)).map(|(i, _)| i * SIZE)
+    mask.chunks_exact(SIZE)
+        .enumerate()
+        .filter(|(_, element)| element.last().is_some_and(|byte| byte & 0x80 != 0))
+        .map(|(i, _)| i * SIZE)
 }
 
 fn load<const SIZE: usize, const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Step {

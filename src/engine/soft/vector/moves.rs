@@ -33,7 +33,9 @@ pub(super) fn form(insn: &Instruction) -> u8 {
 /// Numbers of the register operands, a byte each, in order; memory operands leave no gap.
 pub(super) fn numbers(insn: &Instruction) -> u64 {
     let registers = (0..insn.op_count()).filter(|operand| insn.op_kind(*operand) == OpKind::Register);
-    registers.enumerate().fold(0, |all, (place, operand)| all | (insn.op_register(operand).number() as u64) << (8 * place))
+    registers
+        .enumerate()
+        .fold(0, |all, (place, operand)| all | (insn.op_register(operand).number() as u64) << (8 * place))
 }
 
 /// Picks the handler, if this is an instruction of this file.
@@ -109,7 +111,8 @@ fn integer(insn: &Instruction, op: &mut Op) -> Option<Handler> {
 /// MOVSS, MOVSD, MOVLPS, MOVLPD, MOVHPS, MOVHPD.
 fn parts(insn: &Instruction) -> Option<Handler> {
     use Mnemonic as M;
-    let in_memory = insn.op_kind(0) == OpKind::Memory || insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Memory;
+    let in_memory =
+        insn.op_kind(0) == OpKind::Memory || insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Memory;
     let vex = insn.encoding() == EncodingKind::VEX;
     match insn.mnemonic() {
         M::Movss | M::Vmovss if in_memory => part(insn, 4, vex),

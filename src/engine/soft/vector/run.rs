@@ -283,13 +283,15 @@ fn makes_tiny(cpu: &Cpu, target: u64, mnemonic: Mnemonic) -> bool {
     let scalar = name.ends_with("ss") || name.ends_with("sd");
     let count = if scalar { 1 } else { 8 };
     if double {
-        bytes.chunks_exact(8).take(count).any(|bytes| {
-            f64::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal()
-        })
+        bytes
+            .chunks_exact(8)
+            .take(count)
+            .any(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal())
     } else {
-        bytes.chunks_exact(4).take(count).any(|bytes| {
-            f32::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal()
-        })
+        bytes
+            .chunks_exact(4)
+            .take(count)
+            .any(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal())
     }
 }
 

@@ -354,8 +354,16 @@ fn needs_alignment(mnemonic: Mnemonic, memory: Memory, vex: bool) -> bool {
     }
     let unaligned = matches!(
         mnemonic,
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64
-            | M::Pcmpistri | M::Pcmpistrm
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Pcmpestri
+            | M::Pcmpestri64
+            | M::Pcmpestrm
+            | M::Pcmpestrm64
+            | M::Pcmpistri
+            | M::Pcmpistrm
     );
     size == 16 && !unaligned
 }
@@ -364,8 +372,8 @@ fn needs_alignment(mnemonic: Mnemonic, memory: Memory, vex: bool) -> bool {
 /// does no harm.
 fn uses_mxcsr(mnemonic: Mnemonic) -> bool {
     const STEMS: [&str; 18] = [
-        "Add", "Sub", "Mul", "Div", "Sqrt", "Min", "Max", "Cmp", "Comis", "Ucomis", "Cvt", "Round", "Dpp", "Hadd", "Hsub",
-        "Fmadd", "Fmsub", "Fnm",
+        "Add", "Sub", "Mul", "Div", "Sqrt", "Min", "Max", "Cmp", "Comis", "Ucomis", "Cvt", "Round", "Dpp", "Hadd",
+        "Hsub", "Fmadd", "Fmsub", "Fnm",
     ];
     let name = format!("{mnemonic:?}");
     let stem = name.strip_prefix('V').map(|rest| rest[..1].to_uppercase() + &rest[1..]);
