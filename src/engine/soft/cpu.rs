@@ -128,7 +128,6 @@ pub(super) struct Cpu {
     pub(super) interrupt_waits: bool,
     /// An NMI waits for the end of another.
     pub(super) nmi_waits: bool,
-    pub(super) debug: u64,
     /// Why [`Break::Fault`] was returned.
     pub(super) fault: Fault,
     /// Why [`Break::Leave`] was returned; `Exit::Halted` for HLT, which the run loop acts on itself.
@@ -175,7 +174,6 @@ impl Cpu {
             shadow: false,
             interrupt_waits: false,
             nmi_waits: false,
-            debug: 0,
             fault: Fault { vector: 0, error: None, address: 0 },
             leave: None,
             instructions: 0,

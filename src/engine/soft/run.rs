@@ -141,12 +141,6 @@ impl Cpu {
     /// Executes the operations of a block.
     #[inline(always)]
     fn execute(&mut self, block: &Block) -> Left {
-        if self.instructions / 2_000_000 != self.debug {
-            self.debug = self.instructions / 2_000_000;
-            let sp = self.rsp();
-            let stack: Vec<u64> = (0..24).map(|i| self.load::<u64>(sp + i * 8).unwrap_or(0)).collect();
-            eprintln!("TRACE {} {:x} {:x?} {:x?} {:x?}", self.instructions, self.rip, stack, self.regs.general(), self.fault);
-        }
         self.regs.set_block_ip(self.rip);
         let first = block.ops.as_ptr();
         // SAFETY: one past the last operation.

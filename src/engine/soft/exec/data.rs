@@ -374,9 +374,24 @@ fn mov(insn: &Instruction, op: &mut Op) -> Option<Handler> {
     })
 }
 
-/// MOV with an offset of 64 bits; shorter ones are ordinary displacements.
+/// MOV between the accumulator and an offset that is not encoded as ModRM; in 64-bit mode it can have 64 bits.
 fn is_moffs(insn: &Instruction) -> bool {
-    insn.memory_base() == Register::None && insn.memory_index() == Register::None && insn.memory_displ_size() == 8
+    use Code::{
+        Mov_AL_moffs8, Mov_AX_moffs16, Mov_EAX_moffs32, Mov_RAX_moffs64, Mov_moffs8_AL, Mov_moffs16_AX,
+        Mov_moffs32_EAX, Mov_moffs64_RAX,
+    };
+    let moffs = matches!(
+        insn.code(),
+        Mov_AL_moffs8
+            | Mov_AX_moffs16
+            | Mov_EAX_moffs32
+            | Mov_RAX_moffs64
+            | Mov_moffs8_AL
+            | Mov_moffs16_AX
+            | Mov_moffs32_EAX
+            | Mov_moffs64_RAX
+    );
+    moffs && insn.memory_displ_size() == 8
 }
 
 fn extend<const SIGNED: bool>(insn: &Instruction, op: &mut Op) -> Option<Handler> {
