@@ -13,7 +13,7 @@ use iced_x86::{Code, Instruction, Mnemonic, Register};
 
 use super::run::{operand_address, side_in, side_out, simd_exception};
 use super::state::at;
-use super::stub::Memory;
+use super::stub::{LARGEST, Memory};
 use super::thunks::{Kind, Thunk, Thunks};
 use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::Cpu;
@@ -119,12 +119,12 @@ fn mixed(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// A copy of a memory operand: the largest is FSAVE's.
 #[repr(align(64))]
-struct Scratch([u8; 128]);
+struct Scratch([u8; LARGEST as usize]);
 
 fn run(cpu: &mut Cpu, op: &Op) -> Step {
     let thunk = Thunk::of(op);
     let shape = thunk.shape;
-    let mut scratch = Scratch([0; 128]);
+    let mut scratch = Scratch([0; LARGEST as usize]);
     let mut store = None;
     match shape.memory {
         Memory::None => {}
