@@ -9,7 +9,7 @@
 
 use std::ptr::null_mut;
 
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::run::{operand_address, side_in, side_out, simd_exception};
 use super::state::at;
@@ -171,9 +171,4 @@ fn hide_pointers(environment: &mut [u8], size: u8) {
     if let Some(fields) = environment.get_mut(fields) {
         fields.fill(0);
     }
-}
-
-/// Whether an instruction is one of x87's that this CPU does not have.
-pub(super) fn is_obsolete(insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Fnstdw_AX | Code::Fnstsg_AX | Code::Frstpm | Code::Fsetpm | Code::Fnsetpm)
 }

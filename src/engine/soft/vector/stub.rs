@@ -7,7 +7,8 @@
 //! copy of the memory operand, R9 to [`Side`]. All vector registers and the general ones that C calls may change are changed.
 
 use iced_x86::{
-    Code, Encoder, EncodingKind, Instruction, InstructionInfo, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind, Register,
+    Code, Encoder, EncodingKind, Instruction, InstructionInfo, InstructionInfoFactory, MemoryOperand, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 
 use super::state::at;
@@ -192,7 +193,8 @@ impl Plan {
 
     /// What is done with the memory operand, if there is one.
     fn memory(&mut self, info: &InstructionInfo) -> Option<()> {
-        let Some(operand) = (0..self.insn.op_count()).find(|operand| self.insn.op_kind(*operand) == OpKind::Memory) else {
+        let Some(operand) = (0..self.insn.op_count()).find(|operand| self.insn.op_kind(*operand) == OpKind::Memory)
+        else {
             return Some(());
         };
         let size = u8::try_from(self.insn.memory_size().size()).ok().filter(|size| (1..=LARGEST).contains(size))?;

@@ -12,13 +12,19 @@ use crate::engine::soft::cpu::{Cpu, cr4};
 use crate::engine::soft::fault::{Break, Fault, Step};
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::testing;
+use crate::mem::Ram;
 
 /// Where memory operands of tests are in the guest: RBX points there.
 const DATA: u64 = 0x8000;
 
 /// A CPU with all extensions switched on.
 fn cpu() -> Cpu {
-    let mut cpu = testing::cpu(&[]);
+    cpu_over(&testing::ram(&[]))
+}
+
+/// The same over `ram`.
+fn cpu_over(ram: &Ram) -> Cpu {
+    let mut cpu = testing::cpu_of(ram, 1);
     cpu.system.cr4 |= cr4::OSXSAVE;
     cpu.system.xcr0 = 7;
     cpu.regs.set64(RegAt::RBX, DATA);
@@ -104,7 +110,7 @@ impl Random {
                 2 => (self.next() | 1 << 63, 0x7fff),
                 3 => (self.next() >> 1, 0),
                 4 => (self.next(), self.next() as u16),
-                _ => (self.next() | 1 << 63, 0x3ff0 + self.below(80) as u16 | (self.next() as u16 & 0x8000)),
+                _ => (self.next() | 1 << 63, (0x3ff0 + self.below(80) as u16) | (self.next() as u16 & 0x8000)),
             };
             bytes[..8].copy_from_slice(&u64::to_le_bytes(significand));
             bytes[8..].copy_from_slice(&u16::to_le_bytes(exponent));

@@ -23,7 +23,8 @@ const HIGH: i64 = 576;
 const GENERAL: i64 = SIZE as i64;
 const RFLAGS: i64 = GENERAL + 128;
 const MXCSR: i64 = RFLAGS + 8;
-const _: () = assert!(std::mem::offset_of!(Native, general) == SIZE && std::mem::offset_of!(Native, mxcsr) == SIZE + 136);
+const _: () =
+    assert!(std::mem::offset_of!(Native, general) == SIZE && std::mem::offset_of!(Native, mxcsr) == SIZE + 136);
 
 impl Native {
     pub(super) fn new(vector: VectorState, general: [u64; 16], rflags: u64) -> Box<Self> {
@@ -124,4 +125,10 @@ fn after() -> Result<Vec<u8>, IcedError> {
     }
     code.push(Instruction::with(Code::Retnq));
     encode(code)
+}
+
+/// The host's FCW.
+pub(super) fn host_fcw(value: &mut u16) {
+    // SAFETY: FNSTCW writes two bytes.
+    unsafe { std::arch::asm!("fnstcw [{}]", in(reg) value, options(nostack, preserves_flags)) };
 }
