@@ -11,8 +11,8 @@ use std::ptr::null_mut;
 
 use iced_x86::{Instruction, Mnemonic, Register};
 
-use super::run::{operand_address, side_in, side_out, simd_exception};
-use super::state::at;
+use super::run::{exceptions, operand_address, side_in, side_out, simd_exception};
+use super::state::{TOP, at};
 use super::stub::{LARGEST, Memory};
 use super::thunks::{Kind, Thunk, Thunks};
 use crate::engine::soft::code::op::Op;
@@ -106,13 +106,23 @@ fn mixed(cpu: &mut Cpu, op: &Op) -> Step {
     let unmasked = !(guest >> 7) & FLAGS;
     cpu.vector.set_mxcsr((guest | MASKS) & !FLAGS);
     let done = run(cpu, op);
-    let new = cpu.vector.mxcsr() & FLAGS;
-    if done.is_err() || new & unmasked != 0 {
+    if done.is_err() {
         *cpu.vector = *before;
-        done?;
-        cpu.vector.set_mxcsr(guest | new);
-        return Err(simd_exception(cpu));
+        return done;
     }
+    let new = match exceptions(cpu.vector.mxcsr() & FLAGS, unmasked, || false) {
+        Ok(new) => new,
+        Err(new) => {
+            let entered = cpu.vector.word(at::FSW) & TOP == 0 && cpu.vector.area.get(at::TAGS) == Some(&0xff);
+            *cpu.vector = *before;
+            // The registers became MMX's all the same.
+            if entered {
+                cpu.vector.enter_mmx();
+            }
+            cpu.vector.set_mxcsr(guest | new);
+            return Err(simd_exception(cpu));
+        }
+    };
     cpu.vector.set_mxcsr(guest | new);
     Ok(())
 }
