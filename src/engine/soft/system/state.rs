@@ -28,6 +28,7 @@ impl Cpu {
         }
         if !state.xsave.is_empty() {
             self.vector.area = area_from(&state.xsave);
+            self.vector.make_valid();
         }
         self.apic().restore_base(state.system.apic_base).map_err(|_| refused(APIC_BASE, state.system.apic_base))?;
         self.set_task_priority(state.system.cr8);

@@ -9,11 +9,11 @@
 
 use std::ptr::null_mut;
 
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 
-use super::run::{operand_address, side_in, side_out, simd_exception};
-use super::state::at;
-use super::stub::Memory;
+use super::run::{exceptions, operand_address, side_in, side_out, simd_exception};
+use super::state::{TOP, at};
+use super::stub::{LARGEST, Memory};
 use super::thunks::{Kind, Thunk, Thunks};
 use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::Cpu;
@@ -106,25 +106,35 @@ fn mixed(cpu: &mut Cpu, op: &Op) -> Step {
     let unmasked = !(guest >> 7) & FLAGS;
     cpu.vector.set_mxcsr((guest | MASKS) & !FLAGS);
     let done = run(cpu, op);
-    let new = cpu.vector.mxcsr() & FLAGS;
-    if done.is_err() || new & unmasked != 0 {
+    if done.is_err() {
         *cpu.vector = *before;
-        done?;
-        cpu.vector.set_mxcsr(guest | new);
-        return Err(simd_exception(cpu));
+        return done;
     }
+    let new = match exceptions(cpu.vector.mxcsr() & FLAGS, unmasked, || false) {
+        Ok(new) => new,
+        Err(new) => {
+            let entered = cpu.vector.word(at::FSW) & TOP == 0 && cpu.vector.area.get(at::TAGS) == Some(&0xff);
+            *cpu.vector = *before;
+            // The registers became MMX's all the same.
+            if entered {
+                cpu.vector.enter_mmx();
+            }
+            cpu.vector.set_mxcsr(guest | new);
+            return Err(simd_exception(cpu));
+        }
+    };
     cpu.vector.set_mxcsr(guest | new);
     Ok(())
 }
 
 /// A copy of a memory operand: the largest is FSAVE's.
 #[repr(align(64))]
-struct Scratch([u8; 128]);
+struct Scratch([u8; LARGEST as usize]);
 
 fn run(cpu: &mut Cpu, op: &Op) -> Step {
     let thunk = Thunk::of(op);
     let shape = thunk.shape;
-    let mut scratch = Scratch([0; 128]);
+    let mut scratch = Scratch([0; LARGEST as usize]);
     let mut store = None;
     match shape.memory {
         Memory::None => {}
@@ -171,9 +181,4 @@ fn hide_pointers(environment: &mut [u8], size: u8) {
     if let Some(fields) = environment.get_mut(fields) {
         fields.fill(0);
     }
-}
-
-/// Whether an instruction is one of x87's that this CPU does not have.
-pub(super) fn is_obsolete(insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Fnstdw_AX | Code::Fnstsg_AX | Code::Frstpm | Code::Fsetpm | Code::Fnsetpm)
 }

@@ -14,7 +14,8 @@ use crate::engine::soft::code::op::Op;
 ///
 /// Not here, though CPUID counts them to SSE: PREFETCHh, fences, PAUSE, CRC32, POPCNT, CLFLUSH.
 pub(in crate::engine::soft) fn lower(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Lowered {
-    if insn.has_lock_prefix() || !thunks.offer().covers(insn) {
+    let offered = thunks.offer().covers(insn) || insn.mnemonic() == Mnemonic::Wait;
+    if insn.has_lock_prefix() || !offered {
         return Lowered::NotMine;
     }
     let found =
@@ -23,9 +24,6 @@ pub(in crate::engine::soft) fn lower(insn: &Instruction, op: &mut Op, thunks: &T
 }
 
 fn by_registers(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> {
-    if legacy::is_obsolete(insn) {
-        return None;
-    }
     if legacy::is_x87(insn) {
         return legacy::lower(insn, op, thunks);
     }
@@ -44,13 +42,24 @@ fn by_registers(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> 
     moves::lower(insn, op).or_else(|| bitwise::lower(insn, op)).or_else(|| run::lower(insn, op, thunks))
 }
 
-/// Whether an operand is an XMM or YMM register, in an encoding that stubs may have.
+/// Whether an instruction works on XMM or YMM registers or as they do, in an encoding that stubs may have.
 fn uses_vectors(insn: &Instruction) -> bool {
+    use Mnemonic as M;
     let encoded = matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
-    encoded
-        && (0..insn.op_count())
-            .map(|operand| insn.op_register(operand))
-            .any(|register| register.is_xmm() || register.is_ymm())
+    // From memory to a general register, rounded by MXCSR.
+    let converts = matches!(
+        insn.mnemonic(),
+        M::Cvtss2si
+            | M::Cvtsd2si
+            | M::Cvttss2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvtsd2si
+            | M::Vcvttss2si
+            | M::Vcvttsd2si
+    );
+    let registers = || (0..insn.op_count()).map(|operand| insn.op_register(operand));
+    encoded && (converts || registers().any(|register| register.is_xmm() || register.is_ymm()))
 }
 
 /// Whether this is for `gather.rs`, or invalid if its registers are not distinct.

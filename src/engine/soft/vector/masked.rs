@@ -119,7 +119,7 @@ fn maskmovdqu<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 fn maskmovq(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.check_mmx()?;
     let to = cpu.address(op, 8, Access::Write)?;
-    let top = usize::from(cpu.vector.word(at::FSW) >> 11 & 7);
+    let top = cpu.vector.top();
     let register = |cpu: &Cpu, number: u64| -> [u8; 8] {
         // MMX register n is the physical x87 register n; the area has them in the order of the stack.
         let offset = at::ST + 16 * ((number as usize).wrapping_sub(top) & 7);
@@ -127,18 +127,6 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Step {
     };
     let (data, mask) = (register(cpu, op.imm & 7), register(cpu, op.imm >> 8 & 7));
     store_selected::<1>(cpu, to, &data, &mask)?;
-    enter_mmx(cpu, top);
+    cpu.vector.enter_mmx();
     Ok(())
-}
-
-/// What any MMX instruction does to the x87 state: TOP becomes 0, all registers valid.
-fn enter_mmx(cpu: &mut Cpu, top: usize) {
-    if let Some(registers) = cpu.vector.area.get_mut(at::ST..at::XMM) {
-        registers.rotate_right(16 * top);
-    }
-    let status = cpu.vector.word(at::FSW) & !0x3800;
-    cpu.vector.set_word(at::FSW, status);
-    if let Some(tags) = cpu.vector.area.get_mut(at::TAGS) {
-        *tags = 0xff;
-    }
 }

@@ -27,5 +27,4 @@ mod thunks;
 mod tests;
 
 pub(in crate::engine::soft) use self::lower::lower;
-pub(in crate::engine::soft) use self::offer::Offer;
-pub(in crate::engine::soft) use self::thunks::{Error, Thunks};
+pub(in crate::engine::soft) use self::thunks::Thunks;

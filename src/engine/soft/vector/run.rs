@@ -6,10 +6,10 @@
 use std::arch::asm;
 use std::ptr::null_mut;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::Instruction;
 
 use super::state::{MXCSR_DEFAULT, VectorState};
-use super::stub::{Memory, Side};
+use super::stub::{Memory, Shape, Side};
 use super::thunks::{Kind, Thunk, Thunks, registers};
 use crate::engine::soft::code::op::{Handler, Op};
 use crate::engine::soft::cpu::{Cpu, cr4};
@@ -247,7 +247,7 @@ fn invoke_unusual(cpu: &mut Cpu, op: &Op, memory: *mut u8, side: *mut Side) -> S
         set_host_mxcsr(MXCSR_DEFAULT);
         new
     };
-    let new = match exceptions(cpu, target, thunk.shape.mnemonic, new, unmasked) {
+    let new = match exceptions(new, unmasked, || makes_tiny(cpu, target, &thunk.shape)) {
         Ok(new) => new,
         Err(new) => {
             cpu.vector.set_ymm_bytes(target, &before);
@@ -259,40 +259,40 @@ fn invoke_unusual(cpu: &mut Cpu, op: &Op, memory: *mut u8, side: *mut Side) -> S
     Ok(())
 }
 
-/// The exception flags to set after an operation that ran masked: an error if one of them is unmasked (SDM volume 1, 11.5).
-fn exceptions(cpu: &Cpu, target: u64, mnemonic: Mnemonic, new: u32, unmasked: u32) -> Result<u32, u32> {
+/// The exception flags to set after an operation that ran masked and flagged `new`: an error if one of them is unmasked
+/// (SDM volume 1, 11.5). Where overflow or underflow is unmasked and raised, PE may be among them although the result with
+/// the exponent that the handler would compute is exact; only the CPU knows.
+pub(super) fn exceptions(new: u32, unmasked: u32, makes_tiny: impl FnOnce() -> bool) -> Result<u32, u32> {
     if new & unmasked & BEFORE != 0 {
         return Err(new & BEFORE);
     }
     // Unmasked, underflow is raised for every tiny result; masked, it is flagged only for inexact ones.
-    let tiny = unmasked & UNDERFLOW != 0 && new & UNDERFLOW == 0 && makes_tiny(cpu, target, mnemonic);
+    let tiny = unmasked & UNDERFLOW != 0 && new & UNDERFLOW == 0 && makes_tiny();
     let new = if tiny { new | UNDERFLOW } else { new };
     if new & unmasked != 0 { Err(new) } else { Ok(new) }
 }
 
 /// Whether a result of an operation that can underflow is denormal.
-fn makes_tiny(cpu: &Cpu, target: u64, mnemonic: Mnemonic) -> bool {
-    let name = format!("{mnemonic:?}");
+fn makes_tiny(cpu: &Cpu, target: u64, shape: &Shape) -> bool {
+    let name = format!("{:?}", shape.mnemonic);
     let name = name.strip_prefix('V').unwrap_or(&name).to_lowercase();
     let arithmetic = ["add", "sub", "mul", "div", "fm", "fnm", "dpp", "hadd", "hsub", "cvtsd2ss", "cvtpd2ps"];
     if !arithmetic.iter().any(|stem| name.starts_with(stem)) {
         return false;
     }
-    let bytes = cpu.vector.ymm_bytes(target);
-    let double = name.ends_with('d');
     let scalar = name.ends_with("ss") || name.ends_with("sd");
-    let count = if scalar { 1 } else { 8 };
-    if double {
-        bytes
-            .chunks_exact(8)
-            .take(count)
-            .any(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal())
-    } else {
-        bytes
-            .chunks_exact(4)
-            .take(count)
-            .any(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()).is_subnormal())
-    }
+    let size = if name.ends_with('d') { 8 } else { 4 };
+    // What a legacy instruction leaves in the upper half is no result.
+    let results = match (scalar, shape.vex) {
+        (true, _) => size,
+        (false, false) => 16,
+        (false, true) => 32,
+    };
+    let bytes = cpu.vector.ymm_bytes(target);
+    bytes.chunks_exact(size).take(results / size).any(|bytes| match *bytes {
+        [a, b, c, d] => f32::from_le_bytes([a, b, c, d]).is_subnormal(),
+        _ => f64::from_le_bytes(bytes.first_chunk().copied().unwrap_or_default()).is_subnormal(),
+    })
 }
 
 /// #XM, or #UD where the system does not know of it.

@@ -15,6 +15,8 @@ pub(in crate::engine::soft) const MXCSR_DEFAULT: u32 = 0x1f80;
 pub(in crate::engine::soft) const MXCSR_MASK: u32 = 0xffff;
 /// FCW after FNINIT.
 pub(in crate::engine::soft) const FCW_DEFAULT: u16 = 0x037f;
+/// The top of the x87 stack in FSW.
+pub(super) const TOP: u16 = 7 << 11;
 
 /// Offsets in the area.
 pub(super) mod at {
@@ -181,6 +183,30 @@ impl VectorState {
         if self.x87_pending() {
             self.set_word(at::FSW, fsw | 0x8080);
         }
+    }
+
+    /// Top of the x87 stack, 0 to 7.
+    pub(super) fn top(&self) -> usize {
+        usize::from((self.word(at::FSW) & TOP) >> 11)
+    }
+
+    /// What any MMX instruction does to the x87 state: TOP becomes 0, all registers valid. The area has the registers in the
+    /// order of the stack.
+    pub(super) fn enter_mmx(&mut self) {
+        let top = self.top();
+        if let Some(registers) = self.area.get_mut(at::ST..at::XMM) {
+            registers.rotate_right(16 * top);
+        }
+        self.set_word(at::FSW, self.word(at::FSW) & !TOP);
+        if let Some(tags) = self.area.get_mut(at::TAGS) {
+            *tags = 0xff;
+        }
+    }
+
+    /// Clears what cannot be, in a state that came from outside: stubs load it as it is, which must not fault.
+    pub(in crate::engine::soft) fn make_valid(&mut self) {
+        self.set_mxcsr(self.mxcsr() & MXCSR_MASK);
+        self.settle_x87();
     }
 
     /// Forgets FIP, FDP and FOP: this CPU does not keep them, and after a stub they would show addresses of the host.

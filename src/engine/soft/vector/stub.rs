@@ -7,7 +7,8 @@
 //! copy of the memory operand, R9 to [`Side`]. All vector registers and the general ones that C calls may change are changed.
 
 use iced_x86::{
-    Code, Encoder, EncodingKind, Instruction, InstructionInfo, MemoryOperand, Mnemonic, OpAccess, OpKind, Register,
+    Code, Encoder, EncodingKind, Instruction, InstructionInfo, InstructionInfoFactory, MemoryOperand, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 
 use super::state::at;
@@ -116,58 +117,62 @@ const TO_HIGH: i64 = (at::YMM - at::XMM) as i64;
 
 impl Plan {
     /// For an instruction on XMM and YMM registers; none if it has operands that stubs do not know.
-    pub(super) fn vector(insn: &Instruction, info: &InstructionInfo) -> Option<Self> {
-        let mut plan = Self::new(insn, info)?;
-        let vex = plan.shape.vex;
-        for operand in 0..insn.op_count() {
-            if insn.op_kind(operand) != OpKind::Register {
-                continue;
-            }
+    pub(super) fn vector(insn: &Instruction, info: &mut InstructionInfoFactory) -> Option<Self> {
+        let mut plan = Self::new(insn)?;
+        for operand in register_operands(insn) {
             let register = insn.op_register(operand);
             if register.is_xmm() || register.is_ymm() {
-                let wide = register.is_ymm();
-                let (read, written) = access(info.op_access(operand));
-                // Legacy instructions leave what they do not write as it is, which iced does not call reading.
-                let slot = Slot { host: operand as u8 + 1, wide, load: read || (written && !vex), store: written };
-                plan.set_slot(operand as usize, slot, register)?;
-                let first = if wide { Register::YMM0 } else { Register::XMM0 };
+                let first = if register.is_ymm() { Register::YMM0 } else { Register::XMM0 };
                 plan.insn.set_op_register(operand, first + (operand + 1));
             } else {
-                plan.general(operand, register, info)?;
+                plan.normalise_general(operand)?;
             }
         }
+        // Asked of the normalised instruction: of one whose operands are one register it may say that nothing is read.
+        let info = info.info(&plan.insn);
+        let vex = plan.shape.vex;
+        for operand in register_operands(insn) {
+            let register = insn.op_register(operand);
+            let (read, written) = access(info.op_access(operand));
+            if register.is_gpr() {
+                plan.general(register, read, written);
+            } else {
+                // Legacy instructions leave what they do not write as it is, which iced does not call reading.
+                let load = read || (written && !vex);
+                let slot = Slot { host: operand as u8 + 1, wide: register.is_ymm(), load, store: written };
+                plan.set_slot(operand as usize, slot, register)?;
+            }
+        }
+        plan.memory(info)?;
         plan.implied()?;
         Some(plan)
     }
 
     /// For an instruction on x87 or MMX registers, which keep their numbers.
-    pub(super) fn legacy(insn: &Instruction, info: &InstructionInfo) -> Option<Self> {
-        let mut plan = Self::new(insn, info)?;
-        for operand in (0..insn.op_count()).filter(|operand| insn.op_kind(*operand) == OpKind::Register) {
-            let register = insn.op_register(operand);
-            if register.is_gpr() {
-                plan.general(operand, register, info)?;
-            }
+    pub(super) fn legacy(insn: &Instruction, info: &mut InstructionInfoFactory) -> Option<Self> {
+        let mut plan = Self::new(insn)?;
+        let general = register_operands(insn).find(|operand| insn.op_register(*operand).is_gpr());
+        if let Some(operand) = general {
+            plan.normalise_general(operand)?;
         }
+        let info = info.info(&plan.insn);
+        if let Some(operand) = general {
+            let (read, written) = access(info.op_access(operand));
+            plan.general(insn.op_register(operand), read, written);
+        }
+        plan.memory(info)?;
         plan.shape.side.flags_read = insn.rflags_read() & STATUS != 0;
         Some(plan)
     }
 
-    fn new(insn: &Instruction, info: &InstructionInfo) -> Option<Self> {
+    fn new(insn: &Instruction) -> Option<Self> {
         let mut normal = *insn;
         normal.set_has_rep_prefix(false);
         normal.set_has_repne_prefix(false);
         normal.set_segment_prefix(Register::None);
-        let mut memory = Memory::None;
         for operand in 0..insn.op_count() {
             match insn.op_kind(operand) {
                 OpKind::Memory => {
-                    let size = u8::try_from(insn.memory_size().size()).ok().filter(|size| (1..=128).contains(size))?;
-                    memory = match access(info.op_access(operand)) {
-                        (true, false) => Memory::Load(size),
-                        (false, true) => Memory::Store(size),
-                        _ => return None,
-                    };
                     normal.set_memory_base(Register::R8);
                     normal.set_memory_index(Register::None);
                     normal.set_memory_index_scale(1);
@@ -181,9 +186,25 @@ impl Plan {
         let vex = insn.encoding() == EncodingKind::VEX;
         let side = SideUse { flags_write: insn.rflags_modified() & STATUS != 0, ..SideUse::default() };
         let mnemonic = insn.mnemonic();
-        let aligned = needs_alignment(mnemonic, memory, vex);
-        let shape = Shape { memory, aligned, float: uses_mxcsr(mnemonic), vex, side, mnemonic };
+        let memory = Memory::None;
+        let shape = Shape { memory, aligned: false, float: uses_mxcsr(mnemonic), vex, side, mnemonic };
         Some(Self { insn: normal, shape, slots: [Slot::default(); 4], registers: 0, gpr: 0 })
+    }
+
+    /// What is done with the memory operand, if there is one.
+    fn memory(&mut self, info: &InstructionInfo) -> Option<()> {
+        let Some(operand) = (0..self.insn.op_count()).find(|operand| self.insn.op_kind(*operand) == OpKind::Memory)
+        else {
+            return Some(());
+        };
+        let size = u8::try_from(self.insn.memory_size().size()).ok().filter(|size| (1..=LARGEST).contains(size))?;
+        self.shape.memory = match access(info.op_access(operand)) {
+            (true, false) => Memory::Load(size),
+            (false, true) => Memory::Store(size),
+            _ => return None,
+        };
+        self.shape.aligned = needs_alignment(self.shape.mnemonic, self.shape.memory, self.shape.vex);
+        Some(())
     }
 
     fn set_slot(&mut self, index: usize, slot: Slot, register: Register) -> Option<()> {
@@ -192,20 +213,22 @@ impl Plan {
         Some(())
     }
 
-    /// A general register operand; there is one at most.
-    fn general(&mut self, operand: u32, register: Register, info: &InstructionInfo) -> Option<()> {
-        let host = match register.size() {
+    /// Makes the general register operand RAX; there is one at most.
+    fn normalise_general(&mut self, operand: u32) -> Option<()> {
+        let host = match self.insn.op_register(operand).size() {
             8 => Register::RAX,
             4 => Register::EAX,
             2 => Register::AX,
             _ => return None,
         };
-        let (read, written) = access(info.op_access(operand));
+        self.insn.set_op_register(operand, host);
+        Some(())
+    }
+
+    fn general(&mut self, register: Register, read: bool, written: bool) {
         self.shape.side.gpr_read = read || register.size() == 2;
         self.shape.side.gpr_write = written;
         self.gpr = register.number() as u8;
-        self.insn.set_op_register(operand, host);
-        Some(())
     }
 
     /// Registers that are no operands but used.
@@ -238,9 +261,9 @@ impl Plan {
         for (slot, pointer) in slots().filter(|(slot, _)| slot.load) {
             let xmm = Register::XMM0 + u32::from(slot.host);
             let load = if vex { Code::VEX_Vmovups_xmm_xmmm128 } else { Code::Movups_xmm_xmmm128 };
-            code.add(Instruction::with2(load, xmm, memory(pointer, 0)))?;
+            code.add(Instruction::with2(load, xmm, at_offset(pointer, 0)))?;
             if slot.wide {
-                let (ymm, high) = (Register::YMM0 + u32::from(slot.host), memory(pointer, TO_HIGH));
+                let (ymm, high) = (Register::YMM0 + u32::from(slot.host), at_offset(pointer, TO_HIGH));
                 code.add(Instruction::with4(Code::VEX_Vinsertf128_ymm_ymm_xmmm128_imm8, ymm, ymm, high, 1))?;
             }
         }
@@ -250,9 +273,9 @@ impl Plan {
         for (slot, pointer) in slots().filter(|(slot, _)| slot.store) {
             let xmm = Register::XMM0 + u32::from(slot.host);
             let store = if vex { Code::VEX_Vmovups_xmmm128_xmm } else { Code::Movups_xmmm128_xmm };
-            code.add(Instruction::with2(store, memory(pointer, 0), xmm))?;
+            code.add(Instruction::with2(store, at_offset(pointer, 0), xmm))?;
             if vex {
-                let (ymm, high) = (Register::YMM0 + u32::from(slot.host), memory(pointer, TO_HIGH));
+                let (ymm, high) = (Register::YMM0 + u32::from(slot.host), at_offset(pointer, TO_HIGH));
                 code.add(Instruction::with3(Code::VEX_Vextractf128_xmmm128_ymm_imm8, high, ymm, 1))?;
             }
         }
@@ -267,28 +290,28 @@ impl Plan {
     /// stored, which does not raise what the instruction left pending.
     pub(super) fn assemble_legacy(&self) -> Option<Vec<u8>> {
         let mut code = Assembler::new();
-        code.add(Instruction::with1(Code::Fxrstor64_m512byte, memory(Register::RDI, 0)))?;
+        code.add(Instruction::with1(Code::Fxrstor64_m512byte, at_offset(Register::RDI, 0)))?;
         self.side_in(&mut code)?;
         code.add(Ok(self.insn))?;
         self.side_out(&mut code)?;
-        code.add(Instruction::with1(Code::Fxsave64_m512byte, memory(Register::RDI, 0)))?;
+        code.add(Instruction::with1(Code::Fxsave64_m512byte, at_offset(Register::RDI, 0)))?;
         code.add(Ok(Instruction::with(Code::Fninit)))?;
-        code.add(Instruction::with1(Code::Ldmxcsr_m32, memory(Register::R9, SIDE_MXCSR)))?;
+        code.add(Instruction::with1(Code::Ldmxcsr_m32, at_offset(Register::R9, SIDE_MXCSR)))?;
         code.finish()
     }
 
     fn side_in(&self, code: &mut Assembler) -> Option<()> {
         let side = self.shape.side;
         if side.flags_read {
-            code.add(Instruction::with2(Code::Mov_r16_rm16, Register::AX, memory(Register::R9, SIDE_FLAGS)))?;
+            code.add(Instruction::with2(Code::Mov_r16_rm16, Register::AX, at_offset(Register::R9, SIDE_FLAGS)))?;
             code.add(Ok(Instruction::with(Code::Sahf)))?;
         }
         if side.lengths {
-            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, memory(Register::R9, SIDE_RAX)))?;
-            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RDX, memory(Register::R9, SIDE_RDX)))?;
+            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, at_offset(Register::R9, SIDE_RAX)))?;
+            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RDX, at_offset(Register::R9, SIDE_RDX)))?;
         }
         if side.gpr_read {
-            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, memory(Register::R9, SIDE_GPR)))?;
+            code.add(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, at_offset(Register::R9, SIDE_GPR)))?;
         }
         Some(())
     }
@@ -296,15 +319,15 @@ impl Plan {
     fn side_out(&self, code: &mut Assembler) -> Option<()> {
         let side = self.shape.side;
         if side.index {
-            code.add(Instruction::with2(Code::Mov_rm64_r64, memory(Register::R9, SIDE_RCX), Register::RCX))?;
+            code.add(Instruction::with2(Code::Mov_rm64_r64, at_offset(Register::R9, SIDE_RCX), Register::RCX))?;
         }
         if side.gpr_write {
-            code.add(Instruction::with2(Code::Mov_rm64_r64, memory(Register::R9, SIDE_GPR), Register::RAX))?;
+            code.add(Instruction::with2(Code::Mov_rm64_r64, at_offset(Register::R9, SIDE_GPR), Register::RAX))?;
         }
         if side.flags_write {
             code.add(Ok(Instruction::with(Code::Lahf)))?;
             code.add(Instruction::with1(Code::Seto_rm8, Register::AL))?;
-            code.add(Instruction::with2(Code::Mov_rm16_r16, memory(Register::R9, SIDE_FLAGS), Register::AX))?;
+            code.add(Instruction::with2(Code::Mov_rm16_r16, at_offset(Register::R9, SIDE_FLAGS), Register::AX))?;
         }
         Some(())
     }
@@ -319,13 +342,21 @@ impl Plan {
     }
 }
 
+/// Bytes of the largest memory operand: what FSAVE stores, rounded up.
+pub(super) const LARGEST: u8 = 128;
+
+fn register_operands(insn: &Instruction) -> impl Iterator<Item = u32> + use<> {
+    let insn = *insn;
+    (0..insn.op_count()).filter(move |operand| insn.op_kind(*operand) == OpKind::Register)
+}
+
 /// Status flags, as iced numbers them.
 const STATUS: u32 = {
     use iced_x86::RflagsBits as Bits;
     Bits::OF | Bits::SF | Bits::ZF | Bits::AF | Bits::CF | Bits::PF
 };
 
-fn memory(base: Register, displacement: i64) -> MemoryOperand {
+fn at_offset(base: Register, displacement: i64) -> MemoryOperand {
     MemoryOperand::with_base_displ(base, displacement)
 }
 

@@ -79,7 +79,6 @@ impl Thunks {
     pub(super) fn prepare(&self, kind: Kind, insn: &Instruction, op: &mut Op) -> Option<Shape> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let Store { memory, known, info } = &mut *store;
-        let info = info.info(insn);
         let plan = match kind {
             Kind::Vector => Plan::vector(insn, info),
             Kind::Legacy => Plan::legacy(insn, info),
