@@ -11,6 +11,8 @@ use super::scope::undefined_flags;
 
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+/// End of what Linux lets a process have.
+const NOT_OURS: u64 = 0x7fff_ffff_f000;
 /// Flags that instructions change at privilege 3: status, DF, NT, AC, ID.
 const FLAGS: u64 = 0x24_4cd5;
 
@@ -56,8 +58,8 @@ fn same_end(host: End, soft: End) -> bool {
     else {
         return host == soft;
     };
-    // Linux does not tell user space whether a page of the kernel is there.
-    let hidden = u32::from(address >> 63 != 0);
+    // Linux does not tell user space whether a page is there that it may not have.
+    let hidden = u32::from(address >= NOT_OURS);
     address == at && error | hidden == other | hidden
 }
 
