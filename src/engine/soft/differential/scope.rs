@@ -89,6 +89,7 @@ const LEFT: &[(&str, &[Mnemonic])] = {
         (OPTIMISED, &[Xsaveopt, Xsaveopt64]),
         (TRAP, &[Int, Int1, Int3, Into]),
         ("without the extension it is WBINVD: see the guests", &[Wbnoinvd]),
+        ("the vendors differ on whether they have operands, which may fault first", &[Ud0, Ud1]),
         ("Intel: NOP, AMD: #UD where the operand is a register", &[Reservednop]),
         // Loadall, UMOV and the like overlap with later instructions and exist on no 64-bit CPU.
         ("no 64-bit CPU has it", &[Loadall, Umov, Ibts, Xbts, Fsetpm, Frstpm]),
