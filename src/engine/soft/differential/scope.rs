@@ -111,6 +111,10 @@ pub fn scope(instruction: &Instruction, bytes: &[u8]) -> Scope {
     if branches(instruction) && has_prefix(bytes, 0x66) {
         return Scope::Left(WIDTH);
     }
+    let repeats = has_prefix(bytes, 0xf2) || has_prefix(bytes, 0xf3);
+    if matches!(mnemonic, Mnemonic::Loope | Mnemonic::Loopne) && repeats {
+        return Scope::Left("AMD's CPUs let the prefix choose between the two, which no manual says");
+    }
     if instruction.op0_register().is_segment_register() && matches!(mnemonic, Mnemonic::Mov | Mnemonic::Pop) {
         return Scope::Left(SEGMENTS);
     }
