@@ -532,7 +532,7 @@ mod tests {
         let kind = matches!(op_code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && !op_code.fwait();
         // Not instructions; what the decoder knows only on request; what loads segments, which `scope` sees by operands.
         let known = !matches!(code, INVALID | DeclareByte | DeclareWord | DeclareDword | DeclareQword | Zero_bytes)
-            && !matches!(code, Feni | Fdisi)
+            && !matches!(code, Feni | Fdisi | Movsxd_r16_rm16)
             && !code.cpuid_features().contains(&CpuidFeature::MPX)
             && !matches!(
                 code,

@@ -16,6 +16,7 @@ mod host;
 mod random;
 mod scope;
 mod soft;
+mod tolerance;
 mod trampoline;
 
 use std::collections::{BTreeMap, BTreeSet};

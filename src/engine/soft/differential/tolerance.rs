@@ -1,0 +1,72 @@
+//! Where a difference is none, because manuals leave open what happens or vendors differ: a table, with sources. SDM is
+//! Intel's manual, APM is AMD's.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use super::case::{DATA, End, Outcome};
+use crate::mem::PAGE;
+
+/// What may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tolerance {
+    /// Nothing.
+    None,
+    /// Both raise an exception, but another one of those that are due.
+    Order,
+    /// Both page faults tell an address within the operand, another one.
+    Where,
+    /// Whether there is a page fault at all.
+    Whether,
+    /// The x87 stack's top and tags after an exception.
+    Entered,
+    /// Everything.
+    All,
+}
+
+/// What may differ after this instruction.
+pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> Tolerance {
+    use Mnemonic::*;
+    let faults = (fault(host.end), fault(soft.end));
+    match (instruction.mnemonic(), faults) {
+        // SDM volume 2, CALL: a target that is not canonical is seen before the push; AMD's CPUs push first.
+        (Call, (Some(_), Some(13))) => Tolerance::Order,
+        // In which order two operands are accessed is said nowhere (SDM volume 3, 9.2 leaves it to the processor).
+        (Cmpsb | Cmpsw | Cmpsd | Cmpsq, (Some(_), Some(_))) => Tolerance::Order,
+        // Nor in which order the parts of one large operand are.
+        (
+            Fnsave | Fnstenv | Frstor | Fldenv | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xrstor
+            | Xrstor64 | Fbstp | Fbld,
+            (Some(14), Some(14)),
+        ) => Tolerance::Where,
+        // SDM volume 2, MASKMOVDQU: which bytes can fault, and whether with a mask of zeros, depends on the implementation.
+        (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(14), Some(14))) => Tolerance::Where,
+        (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(14), None)) => Tolerance::Whether,
+        // SDM volume 2, CVTPI2PS: an x87 exception that is pending comes first; AMD's CPUs do not look for one if the operand
+        // is in memory.
+        (Cvtpi2ps | Cvtpi2pd, (_, Some(16))) if memory(instruction) => Tolerance::All,
+        // AMD's CPUs have entered MMX mode by the time they find the exception.
+        (Cvtpi2ps | Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Some(_), Some(_))) => Tolerance::Entered,
+        _ => Tolerance::None,
+    }
+}
+
+fn fault(end: End) -> Option<u8> {
+    match end {
+        End::Fault { vector, .. } => Some(vector),
+        _ => None,
+    }
+}
+
+fn memory(instruction: &Instruction) -> bool {
+    instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+}
+
+/// Whether two page faults, of the same kind, are near enough to be of one operand.
+pub fn near(host: End, soft: End) -> bool {
+    match (host, soft) {
+        (End::Fault { error, address, .. }, End::Fault { error: other, address: at, .. }) => {
+            error == other && address.abs_diff(at) < PAGE && address >= DATA - PAGE
+        }
+        _ => false,
+    }
+}
