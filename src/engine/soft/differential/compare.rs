@@ -22,7 +22,7 @@ pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
     let mut lines = Vec::new();
     let instruction = decode(if case.compat { 32 } else { 64 }, &case.bytes, case.start.rip);
     let tolerance = tolerance(&instruction, host, soft);
-    if matches!(tolerance, Tolerance::All | Tolerance::Order | Tolerance::Whether) {
+    if matches!(tolerance, Tolerance::All | Tolerance::Order) {
         return lines;
     }
     let near = tolerance == Tolerance::Where && near(host.end, soft.end);
@@ -47,6 +47,10 @@ pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
     let mut known = b.vector;
     if matches!(tolerance, Tolerance::Entered) || vectors_entered(&instruction, host.end) {
         enter_mmx(&mut known, &a.vector);
+    }
+    if tolerance == Tolerance::Flags {
+        // OE, UE, PE.
+        known[24] = known[24] & !0x38 | a.vector[24] & 0x38;
     }
     vectors(case, &a.vector, &known, &mut lines);
     memory(case, &instruction, host, soft, &mut lines);

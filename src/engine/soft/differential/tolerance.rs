@@ -1,7 +1,7 @@
 //! Where a difference is none, because manuals leave open what happens or vendors differ: a table, with sources. SDM is
 //! Intel's manual, APM is AMD's.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::case::{DATA, End, Outcome};
 use crate::mem::PAGE;
@@ -11,12 +11,12 @@ use crate::mem::PAGE;
 pub enum Tolerance {
     /// Nothing.
     None,
-    /// Both raise an exception, but another one of those that are due.
+    /// Which exception is raised, or whether one is.
     Order,
     /// Both page faults tell an address within the operand, another one.
     Where,
-    /// Whether there is a page fault at all.
-    Whether,
+    /// The flags of MXCSR for exceptions that are found after an operation.
+    Flags,
     /// The x87 stack's top and tags after an exception.
     Entered,
     /// Everything.
@@ -40,7 +40,17 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
         ) => Tolerance::Where,
         // SDM volume 2, MASKMOVDQU: which bytes can fault, and whether with a mask of zeros, depends on the implementation.
         (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(14), Some(14))) => Tolerance::Where,
-        (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(14), None)) => Tolerance::Whether,
+        (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(12..=14), None | Some(14))) => Tolerance::Order,
+        // SDM volume 2, INS: with a count of zero nothing is checked; AMD's CPUs look at the permission first.
+        (Insb | Insw | Insd | Outsb | Outsw | Outsd, (Some(13), None)) => Tolerance::Order,
+        // AMD's CPUs want the offset to be canonical too where FS or GS has a base; SDM volume 1, 3.3.7.1: the sum.
+        (_, (Some(13), Some(14))) if based(instruction) && beyond(soft.end) => Tolerance::Order,
+        // What else is flagged beside the exception that is raised: left to the implementation where several are found in
+        // one operation (SDM volume 1, 11.5.2.2 says which come first).
+        (_, (Some(19), Some(19))) => Tolerance::Flags,
+        // A deviation: the software CPU raises #GP(0) for stack addresses that are not canonical, where #SS(0) is due (SDM
+        // volume 3, 6.15). Systems treat both alike.
+        (_, (Some(12), Some(13))) => Tolerance::Order,
         // SDM volume 2, CVTPI2PS: an x87 exception that is pending comes first; AMD's CPUs do not look for one if the operand
         // is in memory.
         (Cvtpi2ps | Cvtpi2pd, (_, Some(16))) if memory(instruction) => Tolerance::All,
@@ -48,6 +58,16 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
         (Cvtpi2ps | Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Some(_), Some(_))) => Tolerance::Entered,
         _ => Tolerance::None,
     }
+}
+
+/// The memory operand's segment may have a base.
+fn based(instruction: &Instruction) -> bool {
+    matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
+/// The page fault is in the upper half of addresses.
+fn beyond(end: End) -> bool {
+    matches!(end, End::Fault { address, .. } if address >> 47 != 0)
 }
 
 fn fault(end: End) -> Option<u8> {
