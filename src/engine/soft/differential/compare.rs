@@ -48,10 +48,12 @@ pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
     if matches!(tolerance, Tolerance::Entered) || vectors_entered(&instruction, host.end) {
         enter_mmx(&mut known, &a.vector);
     }
-    if tolerance == Tolerance::Flags {
-        // OE, UE, PE.
-        known[24] = known[24] & !0x38 | a.vector[24] & 0x38;
-    }
+    let flags = match tolerance {
+        Tolerance::Flags(flags) => flags,
+        Tolerance::Entered => 0x38,
+        _ => 0,
+    };
+    known[24] = known[24] & !flags | a.vector[24] & flags;
     vectors(case, &a.vector, &known, &mut lines);
     memory(case, &instruction, host, soft, &mut lines);
     lines

@@ -15,8 +15,8 @@ pub enum Tolerance {
     Order,
     /// Both page faults tell an address within the operand, another one.
     Where,
-    /// The flags of MXCSR for exceptions that are found after an operation.
-    Flags,
+    /// These exception flags of MXCSR.
+    Flags(u8),
     /// The x87 stack's top and tags after an exception.
     Entered,
     /// Everything.
@@ -38,24 +38,25 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
             | Xrstor64 | Fbstp | Fbld,
             (Some(14), Some(14)),
         ) => Tolerance::Where,
+        (Fnsave | Fnstenv | Frstor | Fldenv | Fld | Fstp, (Some(12..=14), Some(12..=14))) => Tolerance::Order,
         // SDM volume 2, MASKMOVDQU: which bytes can fault, and whether with a mask of zeros, depends on the implementation.
-        (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(14), Some(14))) => Tolerance::Where,
         (Maskmovq | Maskmovdqu | Vmaskmovdqu, (Some(12..=14), None | Some(14))) => Tolerance::Order,
+        // SDM volume 2, CVTPI2PS: an x87 exception that is pending comes first; AMD's CPUs do not look for one if the operand
+        // is in memory.
+        (Cvtpi2ps | Cvtpi2pd, (_, Some(16))) if memory(instruction) => Tolerance::All,
+        // AMD's CPUs have entered MMX mode by the time they find the exception.
+        (Cvtpi2ps | Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Some(_), Some(_))) => Tolerance::Entered,
         // SDM volume 2, INS: with a count of zero nothing is checked; AMD's CPUs look at the permission first.
         (Insb | Insw | Insd | Outsb | Outsw | Outsd, (Some(13), None)) => Tolerance::Order,
         // AMD's CPUs want the offset to be canonical too where FS or GS has a base; SDM volume 1, 3.3.7.1: the sum.
         (_, (Some(13), Some(14))) if based(instruction) && beyond(soft.end) => Tolerance::Order,
         // What else is flagged beside the exception that is raised: left to the implementation where several are found in
         // one operation (SDM volume 1, 11.5.2.2 says which come first).
-        (_, (Some(19), Some(19))) => Tolerance::Flags,
+        (Dpps | Dppd | Vdpps | Vdppd, (Some(19), Some(19))) => Tolerance::Flags(0x3f),
+        (_, (Some(19), Some(19))) => Tolerance::Flags(0x38),
         // A deviation: the software CPU raises #GP(0) for stack addresses that are not canonical, where #SS(0) is due (SDM
         // volume 3, 6.15). Systems treat both alike.
         (_, (Some(12), Some(13))) => Tolerance::Order,
-        // SDM volume 2, CVTPI2PS: an x87 exception that is pending comes first; AMD's CPUs do not look for one if the operand
-        // is in memory.
-        (Cvtpi2ps | Cvtpi2pd, (_, Some(16))) if memory(instruction) => Tolerance::All,
-        // AMD's CPUs have entered MMX mode by the time they find the exception.
-        (Cvtpi2ps | Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Some(_), Some(_))) => Tolerance::Entered,
         _ => Tolerance::None,
     }
 }
