@@ -30,7 +30,7 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
     match (instruction.mnemonic(), faults) {
         // SDM volume 2, CALL: a target that is not canonical is seen before the push; AMD's CPUs push first.
         (Call, (Some(_), Some(13))) => Tolerance::Order,
-        // In which order two operands are accessed is said nowhere (SDM volume 3, 9.2 leaves it to the processor).
+        // In which order two operands are accessed is written nowhere.
         (Cmpsb | Cmpsw | Cmpsd | Cmpsq, (Some(_), Some(_))) => Tolerance::Order,
         // Nor in which order the parts of one large operand are.
         (
@@ -51,7 +51,7 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
         // AMD's CPUs want the offset to be canonical too where FS or GS has a base; SDM volume 1, 3.3.7.1: the sum.
         (_, (Some(13), Some(14))) if based(instruction) && beyond(soft.end) => Tolerance::Order,
         // What else is flagged beside the exception that is raised: left to the implementation where several are found in
-        // one operation (SDM volume 1, 11.5.2.2 says which come first).
+        // one operation (SDM volume 1, 11.5.3).
         (Dpps | Dppd | Vdpps | Vdppd, (Some(19), Some(19))) => Tolerance::Flags(0x3f),
         (_, (Some(19), Some(19))) => Tolerance::Flags(0x38),
         // A deviation: the software CPU raises #GP(0) for stack addresses that are not canonical, where #SS(0) is due (SDM
