@@ -15,21 +15,21 @@ use crate::irq::MsiMessage;
 use crate::mem::{Backing, PAGE, Ram};
 
 /// Nothing here takes longer than this, even on an engine that interprets.
-const LIMIT: Duration = Duration::from_secs(20);
-const RAM_SIZE: u64 = 2 << 20;
-const CODE: u64 = 0x1_0000;
-const AP_CODE: u64 = 0x6000;
-const GDT: u64 = 0x8000;
-const IDT: u64 = 0x9000;
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const RAM_SIZE: u64 = 2 << 20;
+pub(super) const CODE: u64 = 0x1_0000;
+pub(super) const AP_CODE: u64 = 0x6000;
+pub(super) const GDT: u64 = 0x8000;
+pub(super) const IDT: u64 = 0x9000;
 const IDT_POINTER: u64 = 0xa000;
 const HANDLER: u64 = 0xb000;
-const STACK: u64 = 0xf000;
-const PAGE_TABLES: u64 = 0x2_0000;
+pub(super) const STACK: u64 = 0xf000;
+pub(super) const PAGE_TABLES: u64 = 0x2_0000;
 /// Not RAM.
-const MMIO: u64 = 0x20_0000 * 4;
+pub(super) const MMIO: u64 = 0x20_0000 * 4;
 /// Guests write here when they are done.
-const DONE: IoAddr = IoAddr::Port(0xf4);
-const READY: IoAddr = IoAddr::Port(0xf5);
+pub(super) const DONE: IoAddr = IoAddr::Port(0xf4);
+pub(super) const READY: IoAddr = IoAddr::Port(0xf5);
 const VECTOR: u8 = 0x41;
 
 type Test = fn(&dyn Engine);
@@ -56,7 +56,7 @@ pub fn run_all(engine: &dyn Engine) {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Access {
+pub(super) enum Access {
     Read(IoAddr, usize),
     Write(IoAddr, Vec<u8>),
     EndOfInterrupt(u8),
@@ -94,20 +94,20 @@ impl CpuIo for Recorder {
 }
 
 /// A VM with `code` at [`CODE`].
-struct Guest {
-    ram: Ram,
-    vm: Arc<dyn Vm>,
+pub(super) struct Guest {
+    pub(super) ram: Ram,
+    pub(super) vm: Arc<dyn Vm>,
 }
 
 /// A vCPU that runs on its own thread.
-struct Running {
-    accesses: Receiver<Access>,
+pub(super) struct Running {
+    pub(super) accesses: Receiver<Access>,
     ended: Receiver<(Exit, Box<dyn Vcpu>)>,
-    kicker: Arc<dyn Kicker>,
+    pub(super) kicker: Arc<dyn Kicker>,
 }
 
 impl Guest {
-    fn new(engine: &dyn Engine, cpus: u32, code: &[u8]) -> Self {
+    pub(super) fn new(engine: &dyn Engine, cpus: u32, code: &[u8]) -> Self {
         let ram = Ram::new(&[(0, RAM_SIZE)], Backing::Anonymous).unwrap();
         ram.write(CODE, code).unwrap();
         write_tables(&ram);
@@ -115,11 +115,11 @@ impl Guest {
         Self { ram, vm }
     }
 
-    fn start(&self) -> Running {
+    pub(super) fn start(&self) -> Running {
         self.start_with(0, &long_mode())
     }
 
-    fn start_with(&self, index: u32, state: &CpuState) -> Running {
+    pub(super) fn start_with(&self, index: u32, state: &CpuState) -> Running {
         let mut vcpu = self.vm.create_vcpu(index).unwrap();
         vcpu.set_cpuid(&self.vm.supported_cpuid().unwrap()).unwrap();
         vcpu.set_state(state).unwrap();
@@ -136,11 +136,11 @@ impl Guest {
 }
 
 impl Running {
-    fn next(&self) -> Access {
+    pub(super) fn next(&self) -> Access {
         self.accesses.recv_timeout(LIMIT).unwrap_or_else(|_| self.hangs())
     }
 
-    fn end(&self) -> (Exit, Box<dyn Vcpu>) {
+    pub(super) fn end(&self) -> (Exit, Box<dyn Vcpu>) {
         self.ended.recv_timeout(LIMIT).unwrap_or_else(|_| self.hangs())
     }
 
@@ -151,7 +151,7 @@ impl Running {
     }
 
     /// All accesses up to the one to [`DONE`].
-    fn finish(self) -> Vec<Access> {
+    pub(super) fn finish(self) -> Vec<Access> {
         assert_eq!(self.end().0, Exit::Kicked);
         let mut all: Vec<_> = self.accesses.try_iter().collect();
         assert!(matches!(all.pop(), Some(Access::Write(DONE, _))), "{all:x?}");
@@ -177,7 +177,7 @@ fn write_tables(ram: &Ram) {
     quads(PAGE_TABLES + 2 * PAGE, &pages);
 }
 
-fn long_mode() -> CpuState {
+pub(super) fn long_mode() -> CpuState {
     let segment = |selector, kind, l, db| Segment {
         base: 0,
         limit: u32::MAX,
@@ -211,13 +211,13 @@ fn long_mode() -> CpuState {
 }
 
 /// `out 0xf4, al`
-const OUT_DONE: &[u8] = &[0xe6, 0xf4];
+pub(super) const OUT_DONE: &[u8] = &[0xe6, 0xf4];
 /// `out 0xf5, al`
-const OUT_READY: &[u8] = &[0xe6, 0xf5];
+pub(super) const OUT_READY: &[u8] = &[0xe6, 0xf5];
 /// `sti; hlt; jmp -3`
 const WAIT_FOR_INTERRUPT: &[u8] = &[0xfb, 0xf4, 0xeb, 0xfd];
 /// Enables the local APIC in x2APIC mode: `wrmsr` of APIC_BASE and of the spurious vector register.
-const ENABLE_X2APIC: &[u8] = &[
+pub(super) const ENABLE_X2APIC: &[u8] = &[
     0xb9, 0x1b, 0, 0, 0, 0xb8, 0x00, 0x0d, 0xe0, 0xfe, 0x31, 0xd2, 0x0f, 0x30, // APIC_BASE = 0xfee00d00
     0xb9, 0x0f, 0x08, 0, 0, 0xb8, 0xff, 0x01, 0, 0, 0x31, 0xd2, 0x0f, 0x30, // SVR = 0x1ff
 ];

@@ -9,6 +9,8 @@
 
 #[cfg(test)]
 pub mod contract;
+#[cfg(test)]
+pub mod guests;
 mod crash;
 pub mod kvm;
 pub mod soft;

@@ -109,7 +109,7 @@ fn host(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::contract;
+    use crate::engine::{contract, guests};
 
     /// The contract on this host's KVM; where there is none the skip is printed, and counted by scripts/test.
     #[test]
@@ -118,5 +118,14 @@ mod tests {
             Ok(engine) => contract::run_all(&engine),
             Err(e) => println!("\nSKIPPED engine::kvm contract: {e}"),
         }
+
+    /// The same for larger guests.
+    #[test]
+    fn guests() {
+        match KvmEngine::open() {
+            Ok(engine) => guests::run_all(&engine),
+            Err(e) => println!("\nSKIPPED engine::kvm guests: {e}"),
+        }
+    }
     }
 }

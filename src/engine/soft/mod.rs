@@ -69,10 +69,15 @@ impl Engine for SoftEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::contract;
+    use crate::engine::{contract, guests};
 
     #[test]
     fn contract() {
         contract::run_all(&SoftEngine::open(None).unwrap());
+    }
+
+    #[test]
+    fn guests() {
+        guests::run_all(&SoftEngine::open(None).unwrap());
     }
 }

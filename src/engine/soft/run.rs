@@ -68,7 +68,11 @@ impl Cpu {
         match step {
             Ok(()) | Err(Break::Leave) => self.rip = self.wrapped(self.next_ip(op)),
             Err(Break::Jump) => {}
-            Err(Break::Fault | Break::Again) => return step,
+            Err(Break::Fault | Break::Again) => {
+                // CALL has set its target by the time its push faults.
+                self.rip = self.wrapped(self.this_ip(op));
+                return step;
+            }
         }
         self.instructions += 1;
         match step {

@@ -36,6 +36,17 @@ pub(in crate::engine::soft) enum Addressing {
     Segmented16,
 }
 
+impl Addressing {
+    /// An offset at the address size.
+    pub(in crate::engine::soft) fn wrapped(self, offset: u64) -> u64 {
+        match self {
+            Self::Flat => offset,
+            Self::Flat32 | Self::Segmented32 => offset & 0xffff_ffff,
+            Self::Segmented16 => offset & 0xffff,
+        }
+    }
+}
+
 /// One operation of a block.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]

@@ -490,7 +490,7 @@ mod tests {
     /// Not privileged, but without what Linux would have to switch on for them always an exception.
     const NEVER: &[Mnemonic] = {
         use Mnemonic::*;
-        &[Clrssbsy, Incsspd, Incsspq, Rstorssp, Saveprevssp, Setssbsy, Wrssd, Wrssq, Ud0, Ud1, Ud2]
+        &[Clrssbsy, Incsspd, Incsspq, Rstorssp, Saveprevssp, Setssbsy, Wrssd, Wrssq, Ud2]
     };
 
     fn generator(host: &Host, seed: u64) -> Generator {
@@ -532,7 +532,7 @@ mod tests {
         let kind = matches!(op_code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && !op_code.fwait();
         // Not instructions; what the decoder knows only on request; what loads segments, which `scope` sees by operands.
         let known = !matches!(code, INVALID | DeclareByte | DeclareWord | DeclareDword | DeclareQword | Zero_bytes)
-            && !matches!(code, Feni | Fdisi | Ud0)
+            && !matches!(code, Feni | Fdisi | Movsxd_r16_rm16)
             && !code.cpuid_features().contains(&CpuidFeature::MPX)
             && !matches!(
                 code,

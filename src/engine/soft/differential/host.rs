@@ -227,6 +227,8 @@ fn outcome(case: &Case, slot: &Slot) -> Outcome {
         // A branch came to the filler, or to where nothing is.
         (_, 3) if within(signal.rip - 1) && signal.rip - 1 != start => (signal.rip - 1, End::Done),
         (_, 14) if signal.rip == signal.address && signal.rip != start => (signal.rip, End::Done),
+        // There was no room for the way back.
+        (_, 14) if signal.rip == next && signal.address == CODE + CODE_SIZE => (signal.rip, End::Done),
         (_, vector) => {
             let address = if vector == 14 { signal.address } else { 0 };
             (signal.rip, End::Fault { vector: vector as u8, error: signal.error as u32, address })

@@ -16,9 +16,10 @@ mod host;
 mod random;
 mod scope;
 mod soft;
+mod tolerance;
 mod trampoline;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use iced_x86::Code;
@@ -33,35 +34,61 @@ use self::soft::Soft;
 /// Without `BELLJAR_CASES`: at most this many cases, or as many as fit into the time.
 const CASES: u64 = 1_000_000;
 const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 15 } else { 60 });
-/// Examples of one instruction that are told.
+/// Examples of one kind of difference that are told.
 const EXAMPLES: usize = 3;
+/// Instructions in which it occurs that are named.
+const NAMES: usize = 24;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
-/// Differences, by instruction.
+/// Differences of one kind.
 #[derive(Default)]
-struct Findings {
-    by_code: BTreeMap<String, (u64, Vec<String>)>,
+struct Finding {
+    count: u64,
+    codes: BTreeSet<String>,
+    examples: Vec<String>,
 }
+
+/// Differences, by what differs.
+#[derive(Default)]
+struct Findings(BTreeMap<String, Finding>);
 
 impl Findings {
     fn add(&mut self, code: Code, case: &Case, lines: &[String]) {
-        let (count, examples) = self.by_code.entry(format!("{code:?}")).or_default();
-        *count += 1;
-        if examples.len() < EXAMPLES {
-            examples.push(format!("{}\n    {}", describe(case), lines.join("\n    ")));
+        let finding = self.0.entry(kind(lines)).or_default();
+        finding.count += 1;
+        finding.codes.insert(format!("{code:?}"));
+        if finding.examples.len() < EXAMPLES {
+            finding.examples.push(format!("{}\n      {}", describe(case), lines.join("\n      ")));
         }
     }
 
     fn fail_if_any(&self, seed: u64, cases: u64) {
-        for (code, (count, examples)) in &self.by_code {
-            println!("{code}: {count} differences\n  {}", examples.join("\n  "));
+        for (kind, Finding { count, codes, examples }) in &self.0 {
+            let names: Vec<_> = codes.iter().take(NAMES).map(String::as_str).collect();
+            let more = if codes.len() > NAMES { ", ..." } else { "" };
+            println!("{kind}: {count} cases of {} instructions ({}{more})", codes.len(), names.join(", "));
+            examples.iter().for_each(|example| println!("    {example}"));
         }
-        let total: u64 = self.by_code.values().map(|(count, _)| count).sum();
-        assert!(total == 0, "seed {seed}: {total} of {cases} cases differ, in {} instructions", self.by_code.len());
+        let total: u64 = self.0.values().map(|finding| finding.count).sum();
+        assert!(total == 0, "seed {seed}: {total} of {cases} cases differ");
     }
+}
+
+/// What differs, without the values.
+fn kind(lines: &[String]) -> String {
+    let of = |line: &String| match line.strip_prefix("ends: ") {
+        Some(end) => end.split(' ').filter(|word| !word.contains("0x") && *word != "at").collect::<Vec<_>>().join(" "),
+        None => line.split(':').next().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
+    };
+    let parts: BTreeSet<_> = lines.iter().map(of).collect();
+    parts
+        .into_iter()
+        .map(|part| if part.starts_with("memory") { "memory".to_owned() } else { part })
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A generator for what the environment asks for.

@@ -1,6 +1,6 @@
 //! Which instructions are compared, and which are not, and why.
 
-use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// What is done with an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +89,7 @@ const LEFT: &[(&str, &[Mnemonic])] = {
         (OPTIMISED, &[Xsaveopt, Xsaveopt64]),
         (TRAP, &[Int, Int1, Int3, Into]),
         ("without the extension it is WBINVD: see the guests", &[Wbnoinvd]),
+        ("the vendors differ on whether they have operands, which may fault first", &[Ud0, Ud1]),
         ("Intel: NOP, AMD: #UD where the operand is a register", &[Reservednop]),
         // Loadall, UMOV and the like overlap with later instructions and exist on no 64-bit CPU.
         ("no 64-bit CPU has it", &[Loadall, Umov, Ibts, Xbts, Fsetpm, Frstpm]),
@@ -109,6 +110,18 @@ pub fn scope(instruction: &Instruction, bytes: &[u8]) -> Scope {
     }
     if branches(instruction) && has_prefix(bytes, 0x66) {
         return Scope::Left(WIDTH);
+    }
+    let repeats = has_prefix(bytes, 0xf2) || has_prefix(bytes, 0xf3);
+    if matches!(mnemonic, Mnemonic::Loope | Mnemonic::Loopne) && repeats {
+        return Scope::Left("AMD's CPUs let the prefix choose between the two, which no manual says");
+    }
+    // SDM volume 2, MOVSXD: of no use, reads 16 bits; AMD's CPUs read 32.
+    if instruction.code() == Code::Movsxd_r16_rm16 {
+        return Scope::Left("how much it reads differs between vendors");
+    }
+    // The decoder's mistake: XCHG with R8, which no assembler writes with a repeat prefix.
+    if mnemonic == Mnemonic::Pause && bytes.iter().take(6).any(|byte| byte & 0xf1 == 0x41) {
+        return Scope::Left("with REX.B it is XCHG, not PAUSE");
     }
     if instruction.op0_register().is_segment_register() && matches!(mnemonic, Mnemonic::Mov | Mnemonic::Pop) {
         return Scope::Left(SEGMENTS);

@@ -25,12 +25,7 @@ impl Cpu {
 
     /// The offset within its segment, at the address size.
     pub(in crate::engine::soft) fn offset(&self, op: &Op) -> u64 {
-        let offset = self.offset64(op);
-        match op.addressing {
-            Addressing::Flat => offset,
-            Addressing::Flat32 | Addressing::Segmented32 => offset & 0xffff_ffff,
-            Addressing::Segmented16 => offset & 0xffff,
-        }
+        op.addressing.wrapped(self.offset64(op))
     }
 
     #[inline(never)]

@@ -8,7 +8,7 @@ use super::arithmetic::{
 };
 use crate::engine::soft::code::decode::Target;
 use crate::engine::soft::code::lower::{Lowered, Operand, by_width, bytes, gpr, operand};
-use crate::engine::soft::code::op::{Handler, Op};
+use crate::engine::soft::code::op::{Addressing, Handler, Op};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::{Break, Step};
 use crate::engine::soft::flags::Flags;
@@ -59,15 +59,14 @@ fn bit_reg<O: Transform, T: Width, const IMM: bool, const CHANGES: bool>(cpu: &m
 /// A bit of memory: an index in a register reaches beyond the operand.
 fn bit_mem<O: Transform, T: Width, const IMM: bool, const CHANGES: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let index = if IMM { op.imm & u64::from(T::BITS - 1) } else { cpu.regs.get::<T>(op.src).to_i64() as u64 };
-    let mut moved = *op;
     let access = if CHANGES { Access::Write } else { Access::Read };
     let distance = ((index as i64) >> T::BITS.trailing_zeros()).wrapping_mul(T::BYTES as i64);
-    let at = match i32::try_from(i64::from(op.disp).wrapping_add(distance)) {
-        Ok(disp) => {
-            moved.disp = disp;
-            cpu.address(&moved, T::BYTES, access)?
-        }
-        Err(_) => cpu.address(op, T::BYTES, access)?.wrapping_add(distance as u64),
+    let at = if op.addressing == Addressing::Flat {
+        cpu.address(op, T::BYTES, access)?.wrapping_add(distance as u64)
+    } else {
+        // The sum is cut to the address size, as every offset is.
+        let offset = op.addressing.wrapped(cpu.offset(op).wrapping_add(distance as u64));
+        cpu.segmented(op.seg, offset, T::BYTES, access)?
     };
     let (index, flags) = (T::from_u64(index & u64::from(T::BITS - 1)), cpu.flags);
     let apply = |value: T| O::apply(value, index, flags);

@@ -128,6 +128,8 @@ pub(super) fn lower(insn: &Instruction, op: &mut Op) -> Lowered {
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchwt1
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1
         | Mnemonic::Cldemote
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq => nothing,

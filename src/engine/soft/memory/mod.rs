@@ -142,6 +142,7 @@ impl Cpu {
         debug_assert!(data.len() <= LARGEST);
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at_mut(first);
+        self.check_end(at, high.len())?;
         let places = (self.place(at, Access::Read)?, self.second(at, high.len(), Access::Read)?);
         self.read_part(&places.0, low);
         if let Some(place) = places.1 {
@@ -155,6 +156,7 @@ impl Cpu {
         debug_assert!(data.len() <= LARGEST);
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at(first);
+        self.check_end(at, high.len())?;
         let places = (self.place(at, Access::Write)?, self.second(at, high.len(), Access::Write)?);
         self.write_part(&places.0, low);
         if let Some(place) = places.1 {
@@ -165,8 +167,10 @@ impl Cpu {
 
     /// Raises what a write of `len` bytes would raise.
     pub(super) fn prepare_write(&mut self, at: u64, len: u64) -> Step {
+        let high = (at % PAGE + len).saturating_sub(PAGE) as usize;
+        self.check_end(at, high)?;
         self.place(at, Access::Write)?;
-        self.second(at, (at % PAGE + len).saturating_sub(PAGE) as usize, Access::Write)?;
+        self.second(at, high, Access::Write)?;
         Ok(())
     }
 
@@ -212,6 +216,13 @@ impl Cpu {
         let code = self.shared.has_code(page.index);
         self.tlb.fill(at, page.host, writable && !code);
         Ok(Place::Ram { host: page.host as u64 + physical % PAGE, page: page.index, code })
+    }
+
+    /// An access that leaves canonical addresses by its last `high` bytes, those on the next page, fails before its first
+    /// page is looked at.
+    fn check_end(&mut self, at: u64, high: usize) -> Step {
+        let whole = high == 0 || !self.is_64() || Self::canonical((at | (PAGE - 1)).wrapping_add(1));
+        if whole { Ok(()) } else { Err(self.gp(0)) }
     }
 
     /// The part of an access on the next page, if `len` bytes are left for it.

@@ -1,0 +1,3 @@
+//! To be written.
+use super::Test;
+pub(super) const TESTS: &[(&str, Test)] = &[];
