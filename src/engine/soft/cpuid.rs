@@ -428,4 +428,25 @@ mod tests {
         assert_eq!((table.pv_features(), table.arch_capabilities(), table.automatic_ibrs()), (0, false, false));
         assert_eq!(regs(&Cpuid::default(), 0, 0), [0; 4]);
     }
+
+    #[test]
+    fn some_answers_depend_on_the_cpu() {
+        let mut cpu = crate::engine::soft::testing::cpu_of(&crate::engine::soft::testing::ram(&[]), 3);
+        cpu.index = 2;
+        cpu.cpuid = Cpuid::new(&supported(CpuLevel::V3, &BEST));
+        let [_, ebx, ecx, edx] = cpu.cpuid(1, 0);
+        assert_eq!((ebx >> 24, ecx & OSXSAVE, edx & APIC), (2, 0, APIC));
+        cpu.system.cr4 |= cr4::OSXSAVE;
+        assert_eq!(cpu.cpuid(1, 0)[2] & OSXSAVE, OSXSAVE);
+        cpu.apic().set_base(0xfee0_0000).unwrap();
+        assert_eq!(cpu.cpuid(1, 0)[3] & APIC, 0, "the APIC is off");
+        for (xcr0, size) in [(1, 576), (3, 576), (7, 832)] {
+            cpu.system.xcr0 = xcr0;
+            assert_eq!(cpu.cpuid(0xd, 0), [7, size, 832, 0]);
+        }
+        assert_eq!(cpu.cpuid(0xd, 2), [256, 576, 0, 0]);
+        assert_eq!((cpu.cpuid(0xb, 0)[3], cpu.cpuid(0xb, 7)), (2, [0, 0, 7, 2]));
+        cpu.cpuid = Cpuid::new(&supported(CpuLevel::V2, &BEST));
+        assert_eq!(cpu.cpuid(0xd, 0), [0; 4]);
+    }
 }
