@@ -8,7 +8,6 @@
 //! only if the host has it.
 
 use super::apic::Mode;
-use super::clock::TSC_KHZ;
 use super::cpu::{Cpu, cr4};
 use super::memory::walk::PHYSICAL_BITS;
 use super::pvclock;
@@ -278,15 +277,11 @@ impl Cpu {
     }
 }
 
-/// Frequency of the time-stamp counter, which `CpuidTable::for_guest` tells guests.
-pub(super) const fn tsc_khz() -> Option<u32> {
-    Some(TSC_KHZ)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::arch::x86_64::cpuid::Topology;
+    use crate::engine::soft::clock::TSC_KHZ;
 
     const BEST: HostCpu = HostCpu {
         level: CpuLevel::V3,
@@ -300,7 +295,7 @@ mod tests {
     };
 
     fn cpuid(level: CpuLevel, host: &HostCpu) -> Cpuid {
-        Cpuid::new(&supported(level, host).for_guest(Topology { apic_id: 1, cpus: 2 }, tsc_khz()))
+        Cpuid::new(&supported(level, host).for_guest(Topology { apic_id: 1, cpus: 2 }, Some(TSC_KHZ)))
     }
 
     fn regs(cpuid: &Cpuid, leaf: u32, subleaf: u32) -> [u32; 4] {
