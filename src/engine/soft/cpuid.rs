@@ -8,7 +8,6 @@
 //! only if the host has it.
 
 use super::apic::Mode;
-use super::clock::TSC_KHZ;
 use super::cpu::{Cpu, cr4};
 use super::memory::walk::PHYSICAL_BITS;
 use super::pvclock;
@@ -278,15 +277,11 @@ impl Cpu {
     }
 }
 
-/// Frequency of the time-stamp counter, which `CpuidTable::for_guest` tells guests.
-pub(super) const fn tsc_khz() -> Option<u32> {
-    Some(TSC_KHZ)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::arch::x86_64::cpuid::Topology;
+    use crate::engine::soft::clock::TSC_KHZ;
 
     const BEST: HostCpu = HostCpu {
         level: CpuLevel::V3,
@@ -300,7 +295,7 @@ mod tests {
     };
 
     fn cpuid(level: CpuLevel, host: &HostCpu) -> Cpuid {
-        Cpuid::new(&supported(level, host).for_guest(Topology { apic_id: 1, cpus: 2 }, tsc_khz()))
+        Cpuid::new(&supported(level, host).for_guest(Topology { apic_id: 1, cpus: 2 }, Some(TSC_KHZ)))
     }
 
     fn regs(cpuid: &Cpuid, leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -427,5 +422,26 @@ mod tests {
         assert_eq!(regs(&table, 0x17, 0), [5, 6, 7, 8], "Intel: the last basic leaf");
         assert_eq!((table.pv_features(), table.arch_capabilities(), table.automatic_ibrs()), (0, false, false));
         assert_eq!(regs(&Cpuid::default(), 0, 0), [0; 4]);
+    }
+
+    #[test]
+    fn some_answers_depend_on_the_cpu() {
+        let mut cpu = crate::engine::soft::testing::cpu_of(&crate::engine::soft::testing::ram(&[]), 3);
+        cpu.index = 2;
+        cpu.cpuid = Cpuid::new(&supported(CpuLevel::V3, &BEST));
+        let [_, ebx, ecx, edx] = cpu.cpuid(1, 0);
+        assert_eq!((ebx >> 24, ecx & OSXSAVE, edx & APIC), (2, 0, APIC));
+        cpu.system.cr4 |= cr4::OSXSAVE;
+        assert_eq!(cpu.cpuid(1, 0)[2] & OSXSAVE, OSXSAVE);
+        cpu.apic().set_base(0xfee0_0000).unwrap();
+        assert_eq!(cpu.cpuid(1, 0)[3] & APIC, 0, "the APIC is off");
+        for (xcr0, size) in [(1, 576), (3, 576), (7, 832)] {
+            cpu.system.xcr0 = xcr0;
+            assert_eq!(cpu.cpuid(0xd, 0), [7, size, 832, 0]);
+        }
+        assert_eq!(cpu.cpuid(0xd, 2), [256, 576, 0, 0]);
+        assert_eq!((cpu.cpuid(0xb, 0)[3], cpu.cpuid(0xb, 7)), (2, [0, 0, 7, 2]));
+        cpu.cpuid = Cpuid::new(&supported(CpuLevel::V2, &BEST));
+        assert_eq!(cpu.cpuid(0xd, 0), [0; 4]);
     }
 }

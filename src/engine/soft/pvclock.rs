@@ -124,7 +124,7 @@ mod tests {
     fn nanoseconds(ram: &Ram, at: u64, tsc: u64) -> u64 {
         let (since, time, scale) = (word(ram, at + 8), word(ram, at + 16), word(ram, at + 24));
         let shifted = u128::from(tsc - since) << (scale >> 32 & 0xff);
-        time + (shifted * u128::from(scale as u32) >> 32) as u64
+        time + ((shifted * u128::from(scale as u32)) >> 32) as u64
     }
 
     #[test]

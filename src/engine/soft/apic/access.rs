@@ -70,3 +70,98 @@ impl Cpu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use crate::engine::soft::apic::Events;
+    use crate::engine::soft::attention;
+    use crate::engine::soft::cpu::Cpu;
+    use crate::engine::soft::shared::IoPointer;
+    use crate::engine::soft::testing;
+    use crate::engine::{CpuIo, IoAddr};
+    use crate::irq::MsiMessage;
+
+    const PAGE: u64 = 0xfee0_0000;
+
+    #[derive(Debug, Default)]
+    struct Io {
+        ended: Mutex<Vec<u8>>,
+        accesses: Mutex<Vec<IoAddr>>,
+    }
+
+    impl CpuIo for Io {
+        fn read(&self, at: IoAddr, data: &mut [u8]) {
+            self.accesses.lock().unwrap().push(at);
+            data.fill(0x77);
+        }
+        fn write(&self, at: IoAddr, _: &[u8]) {
+            self.accesses.lock().unwrap().push(at);
+        }
+        fn end_of_interrupt(&self, vector: u8) {
+            self.ended.lock().unwrap().push(vector);
+        }
+    }
+
+    /// CPU 0 of two without paging, so that all addresses are physical.
+    fn flat() -> Cpu {
+        let mut cpu = testing::cpu_of(&testing::ram(&[]), 2);
+        cpu.system.cr0 &= !crate::engine::soft::cpu::cr0::PG;
+        cpu
+    }
+
+    #[test]
+    fn the_page_is_there_in_xapic_mode_only() {
+        let (mut cpu, io) = (flat(), Io::default());
+        cpu.io = IoPointer::to(&io);
+        assert_eq!(cpu.load::<u32>(PAGE + 0x30).unwrap(), 0x0005_0014);
+        cpu.store::<u32>(PAGE + 0x80, 0x70).unwrap();
+        assert_eq!(cpu.task_priority(), 7);
+        cpu.set_task_priority(3);
+        assert_eq!(cpu.load::<u32>(PAGE + 0x80).unwrap(), 0x30);
+        assert_eq!(*io.accesses.lock().unwrap(), []);
+        assert_eq!(cpu.load::<u32>(PAGE + 0x1000).unwrap(), 0x7777_7777);
+        let base = cpu.apic().base();
+        cpu.write_msr(0x1b, base | 1 << 10).unwrap();
+        assert_eq!(cpu.load::<u32>(PAGE + 0x30).unwrap(), 0x7777_7777);
+        cpu.store::<u32>(PAGE + 0x80, 0).unwrap();
+        assert_eq!(io.accesses.lock().unwrap().len(), 3);
+        assert_eq!(cpu.read_msr(0x808), Ok(0x30));
+        cpu.io = IoPointer::NONE;
+    }
+
+    #[test]
+    fn ends_of_level_triggered_interrupts_reach_the_machine() {
+        let (mut cpu, io) = (flat(), Io::default());
+        cpu.io = IoPointer::to(&io);
+        cpu.store::<u32>(PAGE + 0xf0, 0x1ff).unwrap();
+        for data in [0xc052, 0x61] {
+            cpu.shared.apics.send_from_device(MsiMessage { address: PAGE, data });
+        }
+        for expected in [0x61, 0x52] {
+            assert_eq!(cpu.apic().accept(), Some(expected));
+            cpu.store::<u32>(PAGE + 0xb0, 0).unwrap();
+        }
+        assert_eq!(*io.ended.lock().unwrap(), [0x52]);
+        cpu.io = IoPointer::NONE;
+    }
+
+    #[test]
+    fn commands_start_another_cpu() {
+        let mut cpu = flat();
+        cpu.store::<u32>(PAGE + 0x310, 1 << 24).unwrap();
+        cpu.store::<u32>(PAGE + 0x300, 0x4500).unwrap();
+        cpu.store::<u32>(PAGE + 0x300, 0x4608).unwrap();
+        let other = cpu.shared.apics.of(1);
+        assert_eq!(cpu.shared.attention(1).take(attention::INTERRUPT), attention::INTERRUPT);
+        assert_eq!(other.take_events(), Events { nmi: false, init: true, sipi: Some(8) });
+        assert!(!cpu.shared.attention(0).any());
+        let base = cpu.apic().base();
+        cpu.write_msr(0x1b, base | 1 << 10).unwrap();
+        cpu.write_msr(0x80f, 0x1ff).unwrap();
+        cpu.write_msr(0x83f, 0x99).unwrap();
+        assert_eq!(cpu.apic().accept(), Some(0x99));
+        assert!(cpu.write_msr(0x831, 0).is_err() && cpu.read_msr(0x80b).is_err());
+    }
+}

@@ -2,7 +2,7 @@
 //! state: `mod.rs` puts the lock around it and wakes the CPU.
 
 use super::message::{Delivery, Message};
-use super::timer::{TSC_DEADLINE, Timer};
+use super::timer::Timer;
 use super::vectors::Vectors;
 
 /// Registers by number: bits 11:4 of the offset in the page, or of the MSR from 800h.
@@ -389,11 +389,6 @@ impl Registers {
         }
         Ok(Effect::Send(message))
     }
-
-    /// Whether a deadline can be set.
-    pub(super) fn waits_for_tsc(&self) -> bool {
-        self.lvt(reg::LVT_TIMER) & TSC_DEADLINE != 0
-    }
 }
 
 #[cfg(test)]
@@ -567,7 +562,7 @@ mod tests {
         apic.write(reg::LVT_TIMER, 0x2_00ef, 1210).unwrap();
         assert_eq!(apic.deadline(), Some(1300));
         apic.write(reg::LVT_TIMER, 0x4_00ee, 1210).unwrap();
-        assert_eq!((apic.deadline(), apic.waits_for_tsc()), (None, true));
+        assert_eq!(apic.deadline(), None);
         apic.set_tsc_deadline(5000, 2000);
         assert_eq!((apic.deadline(), apic.tsc_deadline()), (Some(2000), 5000));
         assert!(apic.run_timer(2000));

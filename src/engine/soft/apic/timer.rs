@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Mode bits of the timer's entry in the local vector table.
 const MODE: u32 = 3 << 17;
 const PERIODIC: u32 = 1 << 17;
-pub(super) const TSC_DEADLINE: u32 = 2 << 17;
+const TSC_DEADLINE: u32 = 2 << 17;
 
 /// The timer. Times are guest time in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

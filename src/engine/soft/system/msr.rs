@@ -28,6 +28,7 @@ mod index {
     pub(super) const MISC_ENABLE: u32 = 0x1a0;
     pub(super) const DEBUG_CTL: u32 = 0x1d9;
     pub(super) const MC0_CTL: u32 = 0x400;
+    pub(super) const MC0_STATUS: u32 = 0x401;
     pub(super) const MC0_MISC: u32 = 0x403;
     pub(super) const TSC_DEADLINE: u32 = 0x6e0;
     pub(super) const APIC: u32 = 0x800;
@@ -139,9 +140,15 @@ impl Cpu {
     fn restore_msr(&mut self, index: u32, value: u64) -> Result<(), Refused> {
         match index {
             index::APIC_BASE => self.apic().restore_base(value),
-            // The guest has its wall clock already; memory is restored by others.
+            // The guest has its wall clock already, and is told the system time when all is restored.
             index::WALL_CLOCK | index::OLD_WALL_CLOCK => {
+                self.clock_exists(index)?;
                 self.system.msrs.wall_clock = value;
+                Ok(())
+            }
+            index::SYSTEM_TIME | index::OLD_SYSTEM_TIME => {
+                self.clock_exists(index)?;
+                self.system.msrs.system_time = value;
                 Ok(())
             }
             _ => self.set_msr(index, value),
@@ -193,7 +200,7 @@ impl Cpu {
             index::MCG_CTL => msrs.mcg_ctl,
             index::MC0_CTL => msrs.mc0_ctl,
             // Status, address, miscellaneous: there are no errors.
-            index::MC0_CTL..=index::MC0_MISC => 0,
+            index::MC0_STATUS..=index::MC0_MISC => 0,
             index::HWCR => msrs.hwcr | HWCR_TSC_CONSTANT,
             index::DE_CFG => DE_CFG,
             index::VM_CR => VM_CR,
@@ -250,7 +257,7 @@ impl Cpu {
             index::MCG_STATUS => msrs.mcg_status = only(7)?,
             index::MCG_CTL => msrs.mcg_ctl = value,
             index::MC0_CTL => msrs.mc0_ctl = value,
-            index::MC0_CTL..=index::MC0_MISC | index::SYSCFG | index::INT_PENDING => {
+            index::MC0_STATUS..=index::MC0_MISC | index::SYSCFG | index::INT_PENDING => {
                 only(0)?;
             }
             index::HWCR => msrs.hwcr = only(HWCR_WRITABLE | HWCR_TSC_CONSTANT)? & HWCR_WRITABLE,
@@ -309,4 +316,207 @@ impl Cpu {
 
 fn canonical(value: u64) -> Result<u64, Refused> {
     if Cpu::canonical(value) { Ok(value) } else { Err(Refused) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::boot::FIRMWARE_MSRS;
+    use crate::arch::x86_64::cpuid::CpuidTable;
+    use crate::arch::x86_64::level::CpuLevel;
+    use crate::engine::soft::cpuid::{self, Cpuid};
+    use crate::engine::soft::fault;
+    use crate::engine::soft::testing;
+    use crate::host::cpu::HostCpu;
+
+    fn cpu() -> Cpu {
+        let mut cpu = testing::cpu_of(&testing::ram(&[]), 2);
+        cpu.cpuid = Cpuid::new(&cpuid::supported(CpuLevel::V1, &HostCpu::detect()));
+        cpu
+    }
+
+    fn x2apic(cpu: &mut Cpu) {
+        cpu.write_msr(index::APIC_BASE, 0xfee0_0d00).unwrap();
+        cpu.write_msr(0x80f, 0x1ff).unwrap();
+    }
+
+    #[test]
+    fn values_are_kept_and_bad_ones_refused() {
+        let mut cpu = cpu();
+        let high = 0xffff_8000_0000_0000;
+        let kept = [
+            (index::STAR, 0x23_0010_0000_0000),
+            (index::LSTAR, high),
+            (index::CSTAR, high + 1),
+            (index::SFMASK, 0x4_7700),
+            (index::KERNEL_GS_BASE, high + 2),
+            (index::TSC_AUX, 0xfff),
+            (index::SYSENTER_CS, 0x10),
+            (index::SYSENTER_ESP, high + 3),
+            (index::SYSENTER_EIP, high + 4),
+            (index::FS_BASE, 0x7fff_ffff_f000),
+            (index::GS_BASE, high + 5),
+            (0x277, 0x0007_0106_0007_0106),
+            (0x2ff, 0xc06),
+            (index::MCG_CTL, 3),
+            (index::MC0_CTL, u64::MAX),
+            (index::TSC_ADJUST, 1 << 40),
+        ];
+        for (index, value) in kept {
+            assert_eq!((cpu.write_msr(index, value), cpu.read_msr(index)), (Ok(()), Ok(value)), "{index:#x}");
+        }
+        assert_eq!((cpu.seg_base[Seg::Fs as usize], cpu.seg_base[Seg::Gs as usize]), (0x7fff_ffff_f000, high + 5));
+        let refused = [
+            (index::LSTAR, 1 << 47),
+            (index::KERNEL_GS_BASE, 1 << 63),
+            (index::FS_BASE, 0x8000_0000_0000),
+            (index::SYSENTER_EIP, 1 << 50),
+            (0x277, 2),
+            (index::MC0_STATUS, 1),
+            (index::DEBUG_CTL, 1 << 6),
+            (index::HWCR, 1),
+            (index::ARCH_CAPABILITIES, 0),
+            (index::MCG_CAP, 0),
+            (index::APIC_BASE, 0xfee0_0401),
+            (0x404, 0),
+            (0xc001_0000, 0),
+            (0x48, 0),
+            (0x49, 1),
+            (0xce, 0),
+            (0x4b56_4d02, 1),
+        ];
+        for (index, value) in refused {
+            let before = cpu.msr(index);
+            assert_eq!(cpu.write_msr(index, value), Err(Break::Fault), "{index:#x}");
+            assert_eq!((cpu.fault.vector, cpu.fault.error), (fault::GP, Some(0)));
+            assert_eq!(cpu.msr(index), before, "{index:#x}");
+        }
+        assert_eq!(cpu.read_msr(0xc001_0004), Err(Break::Fault));
+    }
+
+    #[test]
+    fn what_linux_reads_of_an_amd_cpu_is_there() {
+        let mut cpu = cpu();
+        for index in [index::SYSCFG, index::INT_PENDING, index::PATCH_LEVEL, index::DE_CFG, index::VM_CR] {
+            assert!(cpu.read_msr(index).is_ok(), "{index:#x}");
+        }
+        assert_eq!(cpu.read_msr(index::HWCR).unwrap() >> 24 & 1, 1);
+        cpu.write_msr(index::HWCR, 1 << 18).unwrap();
+        assert_eq!(cpu.read_msr(index::HWCR), Ok(1 << 18 | 1 << 24));
+        assert_eq!(cpu.read_msr(index::ARCH_CAPABILITIES).unwrap() & 0x21, 0x21);
+        for (index, value) in FIRMWARE_MSRS {
+            assert_eq!(cpu.write_msr(*index, *value), Ok(()), "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn efer_follows_its_rules() {
+        let mut cpu = cpu();
+        let before = cpu.system.efer;
+        for bad in [before ^ efer::LME, before | 1 << 12, before | 1 << 14, before | 1 << 1] {
+            assert!(cpu.write_msr(index::EFER, bad).is_err(), "{bad:#x}");
+            assert_eq!(cpu.system.efer, before);
+        }
+        cpu.write_msr(index::EFER, before & !efer::LMA & !efer::NXE | efer::AIBRSE).unwrap();
+        assert_eq!(cpu.system.efer, before & !efer::NXE | efer::AIBRSE, "LMA stays");
+        cpu.system.cr0 &= !cr0::PG;
+        cpu.system.efer = 0;
+        cpu.write_msr(index::EFER, efer::LME | efer::LMA).unwrap();
+        assert_eq!(cpu.read_msr(index::EFER), Ok(efer::LME), "LMA comes with paging");
+        cpu.cpuid = Cpuid::new(&CpuidTable::default());
+        assert!(cpu.write_msr(index::EFER, efer::AIBRSE).is_err(), "not offered");
+    }
+
+    #[test]
+    fn the_counter_and_its_adjustment_are_one() {
+        let mut cpu = cpu();
+        let minute = 60_000_000_000;
+        cpu.write_msr(index::TSC, 1 << 50).unwrap();
+        let read = cpu.read_msr(index::TSC).unwrap();
+        assert!((1 << 50..(1 << 50) + minute).contains(&read));
+        let adjust = cpu.read_msr(index::TSC_ADJUST).unwrap();
+        assert!(adjust <= 1 << 50 && adjust > (1 << 50) - minute);
+        cpu.write_msr(index::TSC_ADJUST, 0).unwrap();
+        assert!(cpu.guest_tsc() < minute);
+        cpu.write_msr(index::TSC_ADJUST, 5u64.wrapping_neg() << 40).unwrap();
+        assert!(cpu.guest_tsc() > u64::MAX / 2, "wraps below zero");
+    }
+
+    #[test]
+    fn deadlines_are_values_of_the_counter() {
+        let mut cpu = cpu();
+        x2apic(&mut cpu);
+        let hour = 3_600_000_000_000;
+        cpu.write_msr(index::TSC_ADJUST, hour).unwrap();
+        cpu.write_msr(0x832, 0x4_00ef).unwrap();
+        let deadline = cpu.guest_tsc() + hour;
+        cpu.write_msr(index::TSC_DEADLINE, deadline).unwrap();
+        assert_eq!(cpu.read_msr(index::TSC_DEADLINE), Ok(deadline));
+        let at = cpu.apic().deadline().unwrap();
+        assert!(at.abs_diff(deadline - hour) < hour / 60);
+        cpu.write_msr(index::TSC_ADJUST, hour / 2).unwrap();
+        let later = cpu.apic().deadline().unwrap();
+        assert!(later.abs_diff(deadline - hour / 2) < hour / 60, "the same value of the counter");
+        cpu.write_msr(index::TSC_DEADLINE, 1).unwrap();
+        assert_eq!(cpu.read_msr(index::TSC_DEADLINE), Ok(0), "passed already");
+        assert_eq!(cpu.apic().accept(), Some(0xef));
+        cpu.write_msr(index::TSC_DEADLINE, u64::MAX).unwrap();
+        assert_ne!(cpu.apic().deadline(), Some(0));
+        cpu.write_msr(index::TSC_DEADLINE, 0).unwrap();
+        assert_eq!(cpu.apic().deadline(), None);
+    }
+
+    #[test]
+    fn the_clock_is_told_where_cpuid_has_it() {
+        let mut cpu = cpu();
+        for (index, at) in [(index::SYSTEM_TIME, 0x1000), (index::OLD_SYSTEM_TIME, 0x1100)] {
+            cpu.write_msr(index, at | 1).unwrap();
+            assert_eq!(cpu.read_msr(index), Ok(at | 1));
+            let stamp = cpu.load::<u64>(at + 8).unwrap();
+            assert_eq!(cpu.load::<u64>(at + 16).unwrap(), stamp, "counter and time are the same yet");
+            assert!(stamp <= cpu.guest_tsc());
+        }
+        cpu.write_msr(index::TSC_ADJUST, 1 << 40).unwrap();
+        let (stamp, time) = (cpu.load::<u64>(0x1108).unwrap(), cpu.load::<u64>(0x1110).unwrap());
+        assert_eq!(stamp - time, 1 << 40, "told anew");
+        cpu.write_msr(index::WALL_CLOCK, 0x1200).unwrap();
+        assert_eq!(cpu.load::<u32>(0x1200).unwrap() & 1, 0);
+        assert!(cpu.load::<u32>(0x1204).unwrap() > 1_700_000_000);
+        cpu.write_msr(index::SYSTEM_TIME, u64::MAX).unwrap();
+        cpu.cpuid = Cpuid::default();
+        for index in [index::SYSTEM_TIME, index::WALL_CLOCK, index::OLD_SYSTEM_TIME, index::OLD_WALL_CLOCK] {
+            assert!(cpu.read_msr(index).is_err() && cpu.write_msr(index, 0).is_err(), "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn saved_registers_are_restored_and_time_goes_on() {
+        let mut first = cpu();
+        x2apic(&mut first);
+        first.write_msr(0x832, 0x4_00ef).unwrap();
+        first.write_msr(index::TSC, 1 << 52).unwrap();
+        first.write_msr(index::TSC_ADJUST, 77).unwrap();
+        first.write_msr(index::LSTAR, 0x1234).unwrap();
+        first.write_msr(index::SYSTEM_TIME, 0x1001).unwrap();
+        first.shared.clock.advance_to(1 << 45);
+        let saved = first.saved_msrs();
+        let order: Vec<u32> = saved.iter().map(|(index, _)| *index).collect();
+        let expected: Vec<u32> =
+            SAVED.iter().copied().filter(|index| !(0x4b56_4d02..=0x4b56_4d05).contains(index)).collect();
+        assert_eq!(order, expected, "all but those that CPUID does not offer");
+        let mut second = cpu();
+        second.restore_msrs(&saved).unwrap();
+        let again = second.saved_msrs();
+        let of = |msrs: &[(u32, u64)], wanted| msrs.iter().find(|(index, _)| *index == wanted).unwrap().1;
+        assert!(of(&again, index::TSC) >= of(&saved, index::TSC), "time goes on");
+        assert_eq!(of(&again, index::TSC_ADJUST), 77);
+        let timeless =
+            |msrs: &[(u32, u64)]| msrs.iter().copied().filter(|(index, _)| *index != index::TSC).collect::<Vec<_>>();
+        assert_eq!(timeless(&again), timeless(&saved));
+        assert_eq!(second.load::<u32>(0x1000).unwrap(), 2, "the clock's page is written again");
+        assert_eq!(second.restore_msrs(&[(index::STAR, 1), (0x48, 5)]), Err((0x48, 5)));
+        second.restore_msrs(&[(index::APIC_BASE, 0xfee0_0d00)]).unwrap();
+        second.restore_msrs(&[(index::APIC_BASE, 0xfee0_0900)]).unwrap();
+        assert_eq!(second.read_msr(index::APIC_BASE), Ok(0xfee0_0900), "a change that a guest could not make");
+    }
 }
