@@ -46,6 +46,7 @@ mod index {
     pub(super) const TSC_AUX: u32 = 0xc000_0103;
     pub(super) const SYSCFG: u32 = 0xc001_0010;
     pub(super) const HWCR: u32 = 0xc001_0015;
+    pub(super) const NB_CFG: u32 = 0xc001_001f;
     pub(super) const INT_PENDING: u32 = 0xc001_0055;
     pub(super) const VM_CR: u32 = 0xc001_0114;
     pub(super) const DE_CFG: u32 = 0xc001_1029;
@@ -67,6 +68,8 @@ const DEBUG_CTL_BITS: u64 = 3;
 /// HWCR: the counter runs at a constant frequency (24); what software may change (3, 6, 8, 18).
 const HWCR_TSC_CONSTANT: u64 = 1 << 24;
 const HWCR_WRITABLE: u64 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 18;
+/// NB_CFG: extended configuration space by ports, which Linux turns on without asking; kept, without effect.
+const NB_CFG_WRITABLE: u64 = 1 << 46;
 /// DE_CFG: LFENCE serialises.
 const DE_CFG: u64 = 1 << 1;
 /// VM_CR: SVM is off for good (lock, disable).
@@ -95,6 +98,7 @@ pub(in crate::engine::soft) struct Msrs {
     mcg_ctl: u64,
     mc0_ctl: u64,
     hwcr: u64,
+    nb_cfg: u64,
     memory_types: MemoryTypes,
 }
 
@@ -202,6 +206,7 @@ impl Cpu {
             // Status, address, miscellaneous: there are no errors.
             index::MC0_STATUS..=index::MC0_MISC => 0,
             index::HWCR => msrs.hwcr | HWCR_TSC_CONSTANT,
+            index::NB_CFG => msrs.nb_cfg,
             index::DE_CFG => DE_CFG,
             index::VM_CR => VM_CR,
             index::SYSCFG | index::INT_PENDING => 0,
@@ -261,6 +266,7 @@ impl Cpu {
                 only(0)?;
             }
             index::HWCR => msrs.hwcr = only(HWCR_WRITABLE | HWCR_TSC_CONSTANT)? & HWCR_WRITABLE,
+            index::NB_CFG => msrs.nb_cfg = only(NB_CFG_WRITABLE)?,
             index::DE_CFG => {
                 only(DE_CFG)?;
             }
@@ -359,6 +365,7 @@ mod tests {
             (0x277, 0x0007_0106_0007_0106),
             (0x2ff, 0xc06),
             (index::MCG_CTL, 3),
+            (index::NB_CFG, 1 << 46),
             (index::MC0_CTL, u64::MAX),
             (index::TSC_ADJUST, 1 << 40),
         ];
