@@ -91,12 +91,14 @@ impl Shared {
     }
 
     /// `by` is about to decode code of a page. The others are told to notice writes from now on, and answer with
-    /// [`CodeNews::Written`], since they may have written before they knew.
-    pub(super) fn decodes(&self, page: u32, by: u32) {
-        let Some(flag) = self.has_code.get(page as usize) else { return };
-        if flag.swap(1, Ordering::SeqCst) == 0 {
+    /// [`CodeNews::Written`], since they may have written before they knew. Whether nobody had decoded it before.
+    pub(super) fn decodes(&self, page: u32, by: u32) -> bool {
+        let Some(flag) = self.has_code.get(page as usize) else { return false };
+        let first = flag.load(Ordering::Relaxed) == 0 && flag.swap(1, Ordering::SeqCst) == 0;
+        if first {
             self.tell_others(by, CodeNews::Decoded { page, by });
         }
+        first
     }
 
     /// Pieces of a page with code were written by `by`, who takes care of its own blocks.

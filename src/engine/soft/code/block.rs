@@ -24,6 +24,8 @@ use crate::engine::soft::memory::tlb::CodeEntry;
 use crate::engine::soft::memory::walk::Access;
 
 pub(in crate::engine::soft) const PAGE: usize = 4096;
+/// Bytes of which a write is noticed as one.
+const PIECE: usize = PAGE / u64::BITS as usize;
 /// Entries of the cache by linear address.
 const JUMPS: usize = 4096;
 /// Longest instruction (SDM volume 2, 2.3.11).
@@ -53,6 +55,26 @@ struct CodePage {
     keys: Vec<u64>,
     /// 64-byte pieces that blocks were made from.
     pieces: u64,
+}
+
+impl CodePage {
+    /// Whether the pieces that blocks were made from still are what they were; the page is at `host`.
+    fn is_current(&self, host: u64) -> bool {
+        self.copy.chunks_exact(PIECE).enumerate().all(|(piece, bytes)| {
+            let at = host + (piece * PIECE) as u64;
+            let same = |(offset, word): (u64, &[u8])| {
+                // SAFETY: within the page of RAM at `host`.
+                unsafe { host::load::<u64>(at + offset * 8) }.to_le_bytes() == *word
+            };
+            self.pieces >> piece & 1 == 0 || (0..).zip(bytes.chunks_exact(8)).all(same)
+        })
+    }
+
+    /// Blocks may be made from bytes that no block was made from before: the copy must be what the page holds.
+    fn refresh(&mut self, host: u64) {
+        // SAFETY: a whole page of RAM into a page of our own.
+        unsafe { host::copy_out(host, self.copy.as_mut_ptr(), PAGE) };
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -115,8 +137,10 @@ impl Cpu {
             self.remember_jump(at, tag, block);
             return Ok(block);
         }
+        self.watch_page(entry.page, entry.host);
         let target = Target { ip: at, size: self.code_size, features: self.features, thunks: &self.thunks };
         let Some(page) = self.code.pages.get_mut(&entry.page) else { return Err(self.gp(0)) };
+        page.refresh(entry.host as u64);
         let Some(bytes) = page.copy.get(offset..) else { return Err(self.gp(0)) };
         let Some((block, len)) = super::decode::block(bytes, &target) else {
             return self.crossing(linear, key, entry);
@@ -166,21 +190,25 @@ impl Cpu {
             self.tlb.used_large(at, mapping.size);
         }
         self.watch_page(page.index, page.host);
-        self.tlb.fill_code(at, page.index, page.host);
+        self.tlb.fill_code(at, page.index, page.host, mapping.global);
         self.tlb.code(at).ok_or(Break::Fault)
     }
 
     /// From now on writes of CPUs to this page are noticed; what was written before makes its blocks go.
     fn watch_page(&mut self, index: u32, host: usize) {
-        self.shared.decodes(index, self.index);
-        self.tlb.watch_writes(host);
-        let mut now = Box::new([0; PAGE]);
-        // SAFETY: `host` is a whole page of RAM.
-        unsafe { host::copy_out(host as u64, now.as_mut_ptr(), PAGE) };
-        if self.code.pages.get(&index).is_some_and(|page| page.copy != now) {
+        if self.shared.decodes(index, self.index) {
+            self.tlb.watch_writes(host);
+        }
+        if let Some(known) = self.code.pages.get(&index) {
+            if known.is_current(host as u64) {
+                return;
+            }
             self.forget_page(index);
         }
-        self.code.pages.entry(index).or_insert_with(|| CodePage { copy: now, keys: Vec::new(), pieces: 0 });
+        let mut copy = Box::new([0; PAGE]);
+        // SAFETY: `host` is a whole page of RAM.
+        unsafe { host::copy_out(host as u64, copy.as_mut_ptr(), PAGE) };
+        self.code.pages.insert(index, CodePage { copy, keys: Vec::new(), pieces: 0 });
     }
 
     /// A block of the one instruction at linear `linear`, which lies on two pages.
@@ -212,12 +240,6 @@ impl Cpu {
     pub(in crate::engine::soft) fn forget_code(&mut self, page: u32, pieces: u64) {
         if self.code.pages.get(&page).is_some_and(|known| known.pieces & pieces != 0) {
             self.forget_page(page);
-        } else if let Some(known) = self.code.pages.get_mut(&page) {
-            // The copy must stay what the page is, or the next look at it finds a difference.
-            if let Some(host) = self.shared.physical.host_of(page) {
-                // SAFETY: a whole page of RAM into a page that the cache owns.
-                unsafe { host::copy_out(host as u64, known.copy.as_mut_ptr(), PAGE) };
-            }
         }
     }
 

@@ -208,13 +208,13 @@ impl Cpu {
 
     /// Translates and caches.
     fn place(&mut self, at: u64, access: Access) -> Result<Place, Break> {
-        let Mapping { physical, writable, size } = self.translate(at, access)?;
+        let Mapping { physical, writable, size, global } = self.translate(at, access)?;
         let Some(page) = self.shared.physical.page(physical) else { return Ok(Place::Device(physical)) };
         if size > PAGE {
             self.tlb.used_large(at, size);
         }
         let code = self.shared.has_code(page.index);
-        self.tlb.fill(at, page.host, writable && !code);
+        self.tlb.fill(at, page.host, writable && !code, global);
         Ok(Place::Ram { host: page.host as u64 + physical % PAGE, page: page.index, code })
     }
 

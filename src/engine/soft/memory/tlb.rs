@@ -12,6 +12,8 @@ const ENTRIES: usize = 1024;
 const SETS: usize = 3;
 /// Entries for code.
 const CODE_ENTRIES: usize = 128;
+/// Local entries that are remembered; more of them are flushed together with the global ones.
+const LOCAL: usize = 2048;
 const PAGE_MASK: u64 = !0xfff;
 /// Generations, since they share the tag with the page.
 const GENERATIONS: u64 = 0xfff;
@@ -50,6 +52,8 @@ pub(in crate::engine::soft) struct Tlb {
     user: bool,
     /// Counts flushes; whoever caches what depends on translations compares it.
     pub(in crate::engine::soft) epoch: u64,
+    /// Entries made since the last flush that are not of global pages: data entries, and code entries after them.
+    local: Vec<u32>,
     /// Linear addresses that pages above 4 KiB were used for, so that INVLPG can tell whether all pieces must go.
     large: Option<(u64, u64)>,
 }
@@ -63,6 +67,7 @@ impl Default for Tlb {
             set: 0,
             user: false,
             epoch: 0,
+            local: Vec::with_capacity(LOCAL),
             large: None,
         }
     }
@@ -94,10 +99,13 @@ impl Tlb {
         (entry.write == last & PAGE_MASK | self.generation).then(|| at.wrapping_add(entry.addend))
     }
 
-    /// Remembers that the page of linear `at` is at `host`, for the set in force.
-    pub(in crate::engine::soft) fn fill(&mut self, at: u64, host: usize, writable: bool) {
+    /// Remembers that the page of linear `at` is at `host`, for the set in force; `global` pages stay when CR3 changes.
+    pub(in crate::engine::soft) fn fill(&mut self, at: u64, host: usize, writable: bool, global: bool) {
         let tag = at & PAGE_MASK | self.generation;
         let index = self.set + (at >> 12) as usize % ENTRIES;
+        if !global && self.local.len() < LOCAL {
+            self.local.push(index as u32);
+        }
         if let Some(entry) = self.entries.get_mut(index) {
             let write = if writable { tag } else { 0 };
             *entry = Entry { read: tag, write, addend: (host as u64).wrapping_sub(at & PAGE_MASK) };
@@ -117,9 +125,13 @@ impl Tlb {
     }
 
     /// Remembers where code at linear `at` is fetched from.
-    pub(in crate::engine::soft) fn fill_code(&mut self, at: u64, page: u32, host: usize) {
+    pub(in crate::engine::soft) fn fill_code(&mut self, at: u64, page: u32, host: usize, global: bool) {
         let (tag, user) = (at & PAGE_MASK | self.generation, self.user);
-        if let Some(entry) = self.code.get_mut((at >> 12) as usize % CODE_ENTRIES) {
+        let index = (at >> 12) as usize % CODE_ENTRIES;
+        if !global && self.local.len() < LOCAL {
+            self.local.push((ENTRIES * SETS + index) as u32);
+        }
+        if let Some(entry) = self.code.get_mut(index) {
             *entry = CodeEntry { tag, user, page, host };
         }
     }
@@ -135,10 +147,27 @@ impl Tlb {
             };
     }
 
+    /// Forgets all but global pages (MOV CR3 with CR4.PGE).
+    pub(in crate::engine::soft) fn flush_local(&mut self) {
+        if self.local.len() >= LOCAL {
+            return self.flush();
+        }
+        self.epoch += 1;
+        for index in self.local.drain(..) {
+            let index = index as usize;
+            if let Some(entry) = self.entries.get_mut(index) {
+                *entry = Entry::default();
+            } else if let Some(entry) = self.code.get_mut(index - ENTRIES * SETS) {
+                *entry = CodeEntry::default();
+            }
+        }
+    }
+
     /// Forgets everything.
     pub(in crate::engine::soft) fn flush(&mut self) {
         self.epoch += 1;
         self.large = None;
+        self.local.clear();
         self.generation += 1;
         if self.generation > GENERATIONS {
             self.generation = 1;
@@ -189,7 +218,7 @@ mod tests {
     fn hits_misses_and_flushes() {
         let mut tlb = Tlb::default();
         tlb.choose(false, false);
-        tlb.fill(0x1000, 0x7000_0000, true);
+        tlb.fill(0x1000, 0x7000_0000, true, false);
         assert_eq!(tlb.read::<u64>(0x1ff8), Some(0x7000_0ff8));
         assert_eq!(tlb.read::<u64>(0x1ff9), None, "crosses the page");
         assert_eq!(tlb.write::<u8>(0x1fff), Some(0x7000_0fff));
@@ -201,16 +230,35 @@ mod tests {
         tlb.flush_page(0x1fff);
         assert_eq!(tlb.read::<u8>(0x1000), None);
         for _ in 0..2 * GENERATIONS {
-            tlb.fill(0x40_1000, 0x7000_0000, false);
-            tlb.fill_code(0x40_1000, 3, 0x7000_0000);
+            tlb.fill(0x40_1000, 0x7000_0000, false, true);
+            tlb.fill_code(0x40_1000, 3, 0x7000_0000, true);
             assert!(tlb.read::<u8>(0x40_1000).is_some() && tlb.code(0x40_1fff).is_some());
             assert_eq!(tlb.write::<u8>(0x40_1000), None);
             tlb.flush();
             assert!(tlb.read::<u8>(0x40_1000).is_none() && tlb.code(0x40_1fff).is_none());
         }
-        tlb.fill(0x40_1000, 0x7000_0000, false);
+        tlb.fill(0x40_1000, 0x7000_0000, false, true);
         tlb.used_large(0x40_1000, 0x20_0000);
         tlb.flush_page(0x5f_f000);
         assert_eq!(tlb.read::<u8>(0x40_1000), None, "INVLPG forgets the whole large page");
+    }
+
+    #[test]
+    fn global_pages_outlive_another_cr3() {
+        let mut tlb = Tlb::default();
+        tlb.fill(0x1000, 0x7000_0000, true, true);
+        tlb.fill_code(0x1000, 3, 0x7000_0000, true);
+        for round in 0..LOCAL as u64 + 1 {
+            let at = (2 + round % 100) << 12;
+            tlb.fill(at, 0x7000_1000, true, false);
+            tlb.fill_code(at, 4, 0x7000_1000, false);
+            assert!(tlb.read::<u8>(at).is_some() && tlb.code(at).is_some());
+            tlb.flush_local();
+            assert!(tlb.read::<u8>(at).is_none() && tlb.code(at).is_none());
+            assert!(tlb.write::<u8>(0x1000).is_some() && tlb.code(0x1000).is_some());
+        }
+        (0..LOCAL as u64 + 5).for_each(|page| tlb.fill(page << 12, 0x7000_1000, true, false));
+        tlb.flush_local();
+        assert!((0..LOCAL as u64 + 5).all(|page| tlb.read::<u8>(page << 12).is_none()));
     }
 }

@@ -30,6 +30,8 @@ pub(in crate::engine::soft) struct Mapping {
     pub(in crate::engine::soft) writable: bool,
     /// Size of the page: 4 KiB, 2 MiB, 4 MiB, 1 GiB.
     pub(in crate::engine::soft) size: u64,
+    /// The same in all address spaces.
+    pub(in crate::engine::soft) global: bool,
 }
 
 /// Page-table entry bits.
@@ -40,6 +42,7 @@ mod pte {
     pub(super) const ACCESSED: u64 = 1 << 5;
     pub(super) const DIRTY: u64 = 1 << 6;
     pub(super) const LARGE: u64 = 1 << 7;
+    pub(super) const GLOBAL: u64 = 1 << 8;
     pub(super) const NO_EXECUTE: u64 = 1 << 63;
     pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 }
@@ -96,7 +99,7 @@ impl Cpu {
         user: bool,
     ) -> Result<Mapping, Break> {
         if self.system.cr0 & cr0::PG == 0 {
-            return Ok(Mapping { physical: at & 0xffff_ffff, writable: true, size: 4096 });
+            return Ok(Mapping { physical: at & 0xffff_ffff, writable: true, size: 4096, global: false });
         }
         let long = self.long_mode();
         if long && !Self::canonical(at) {
@@ -161,6 +164,7 @@ impl Cpu {
                 physical: page | at & (size - 1),
                 writable: may_write && (entry | dirty) & pte::DIRTY != 0,
                 size,
+                global: entry & pte::GLOBAL != 0 && self.system.cr4 & cr4::PGE != 0,
             });
         }
         Err(error)

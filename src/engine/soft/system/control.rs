@@ -107,13 +107,12 @@ impl Cpu {
         Ok(())
     }
 
-    /// Global translations are forgotten too, which is allowed.
     fn set_cr3(&mut self, value: u64) -> Step {
         if self.long_mode() && value & CR3_RESERVED != 0 {
             return Err(self.gp(0));
         }
         self.system.cr3 = value;
-        self.tlb.flush();
+        self.tlb.flush_local();
         Ok(())
     }
 
