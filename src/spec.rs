@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::arch::x86_64::level::CpuLevel;
 use crate::devices::{self, Kind, OptionError, Options, Spec, options::parse_size};
 use crate::loader::Protocol;
 
@@ -44,6 +45,9 @@ pub struct MachineSpec {
     pub memory: Size,
     /// What runs the CPUs.
     pub engine: EngineName,
+    /// What the CPUs can do at most; all that engine and host have, if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuLevel>,
     /// How virtio devices are attached.
     pub transport: Transport,
     /// Seconds after which the machine is ended.
@@ -69,6 +73,7 @@ impl Default for MachineSpec {
             cpus: 1,
             memory: Size(512 << 20),
             engine: EngineName::default(),
+            cpu: None,
             transport: Transport::default(),
             timeout: None,
             log: None,

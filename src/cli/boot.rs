@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde::Serialize;
 
 use super::{Failure, device_flags};
+use crate::arch::x86_64::level::CpuLevel;
 use crate::engine::ExitStats;
 use crate::host::footprint;
 use crate::host::limits;
@@ -88,6 +89,11 @@ fn machine_args() -> Vec<Arg> {
             .value_name("NAME")
             .value_parser(value_parser!(EngineName))
             .help("What runs the CPUs [default: auto]"),
+        Arg::new("cpu")
+            .long("cpu")
+            .value_name("LEVEL")
+            .value_parser(value_parser!(CpuLevel))
+            .help("What the CPUs can do at most [default: all that engine and host have]"),
         Arg::new("transport")
             .long("transport")
             .value_name("BUS")
@@ -226,6 +232,7 @@ fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
     spec.cpus = *matches.get_one("cpus").unwrap_or(&spec.cpus);
     spec.memory = *matches.get_one("memory").unwrap_or(&spec.memory);
     spec.engine = *matches.get_one("engine").unwrap_or(&spec.engine);
+    spec.cpu = matches.get_one("cpu").copied().or(spec.cpu);
     spec.transport = *matches.get_one("transport").unwrap_or(&spec.transport);
     spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
     device_flags::apply(matches, &mut spec).map_err(Failure::usage)?;

@@ -181,7 +181,13 @@ fn pins(transport: Transport, devices: usize) -> u32 {
 
 /// vCPU 0 starts in the kernel, the others wait until it starts them.
 fn vcpus(vm: &dyn Vm, spec: &MachineSpec, loaded: &loader::Loaded) -> Result<Vec<Box<dyn Vcpu>>, Error> {
-    let supported = vm.supported_cpuid()?;
+    let mut supported = vm.supported_cpuid()?;
+    if let Some(level) = spec.cpu {
+        if level > supported.level() {
+            return Err(Error::NoSuchCpu(level, supported.level()));
+        }
+        supported.limit(level);
+    }
     let mut vcpus = Vec::with_capacity(spec.cpus as usize);
     for index in 0..spec.cpus {
         let mut vcpu = vm.create_vcpu(index)?;

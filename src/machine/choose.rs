@@ -41,7 +41,7 @@ fn kvm() -> Result<KvmEngine, Trouble> {
 
 /// The software CPU.
 pub fn software() -> Result<Box<dyn Engine>> {
-    Ok(Box::new(SoftEngine::open(None)?))
+    Ok(Box::new(SoftEngine::open()?))
 }
 
 /// The software CPU instead of a KVM that is of no use.

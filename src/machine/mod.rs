@@ -17,6 +17,7 @@ use serde::Serialize;
 pub use builder::kernel_command_line;
 pub use control::{Control, Ending};
 
+use crate::arch::x86_64::level::CpuLevel;
 use crate::board::ioapic::IoApic;
 use crate::bus::Bus;
 use crate::devices::AttachError;
@@ -42,6 +43,8 @@ pub enum Error {
     Memory(#[from] mem::Error),
     #[error("--memory {0}: this host has {1} of memory and swap in all")]
     MoreThanTheHost(Size, Size),
+    #[error("--cpu {0}: engine and host have {1} at most")]
+    NoSuchCpu(CpuLevel, CpuLevel),
     #[error(transparent)]
     Device(#[from] AttachError),
     #[error(transparent)]

@@ -97,11 +97,6 @@ const fn bits(numbers: &[u32]) -> u32 {
     all
 }
 
-/// The best level, up to `wanted`, that can be executed on `host`.
-pub(super) fn level_on(wanted: Option<CpuLevel>, host: &HostCpu) -> CpuLevel {
-    wanted.map_or(host.level, |wanted| wanted.min(host.level))
-}
-
 /// What can be shown to a guest: `level`, and of features beyond levels those that belong to it and that `host` has.
 pub(super) fn supported(level: CpuLevel, host: &HostCpu) -> CpuidTable {
     let level = level.min(host.level);
@@ -364,8 +359,7 @@ mod tests {
         for level in CpuLevel::ALL {
             let host = HostCpu { level, ..BEST };
             assert_eq!(supported(CpuLevel::V3, &host), supported(level, &BEST), "limited by the host");
-            assert_eq!(level_on(None, &host), level);
-            assert_eq!(level_on(Some(CpuLevel::V2), &host), level.min(CpuLevel::V2));
+            assert_eq!(supported(level, &host).level(), level);
         }
     }
 

@@ -34,9 +34,7 @@ mod width;
 use std::sync::Arc;
 
 use self::vector::Thunks;
-use crate::arch::x86_64::level::CpuLevel;
 use crate::engine::{Engine, Error, Result, Vm, VmConfig};
-use crate::host::cpu::HostCpu;
 use crate::mem::Ram;
 
 const NAME: &str = "soft";
@@ -45,14 +43,13 @@ const NAME: &str = "soft";
 #[derive(Debug)]
 pub struct SoftEngine {
     thunks: Arc<Thunks>,
-    level: CpuLevel,
 }
 
 impl SoftEngine {
-    /// Makes ready what all VMs share. `level` is what guests are shown, as far as the host has it; the highest if `None`.
-    pub fn open(level: Option<CpuLevel>) -> Result<Self> {
+    /// Makes ready what all VMs share. Fails where the host refuses executable memory.
+    pub fn open() -> Result<Self> {
         let thunks = Thunks::new().map_err(|e| Error::Unavailable(e.to_string()))?;
-        Ok(Self { thunks: Arc::new(thunks), level: cpuid::level_on(level, &HostCpu::detect()) })
+        Ok(Self { thunks: Arc::new(thunks) })
     }
 }
 
@@ -62,7 +59,7 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, memory: &Ram, config: &VmConfig) -> Result<Arc<dyn Vm>> {
-        Ok(Arc::new(vm::SoftVm::new(memory, config, self.thunks.clone(), self.level)))
+        Ok(Arc::new(vm::SoftVm::new(memory, config, self.thunks.clone())))
     }
 }
 
@@ -73,11 +70,11 @@ mod tests {
 
     #[test]
     fn contract() {
-        contract::run_all(&SoftEngine::open(None).unwrap());
+        contract::run_all(&SoftEngine::open().unwrap());
     }
 
     #[test]
     fn guests() {
-        guests::run_all(&SoftEngine::open(None).unwrap());
+        guests::run_all(&SoftEngine::open().unwrap());
     }
 }

@@ -12,7 +12,6 @@ use super::shared::{Doorbell, Shared};
 use super::vcpu::SoftVcpu;
 use super::vector::Thunks;
 use crate::arch::x86_64::cpuid::CpuidTable;
-use crate::arch::x86_64::level::CpuLevel;
 use crate::engine::{Error, IoAddr, RegisterPages, Result, Vcpu, Vm, VmConfig};
 use crate::host::cpu::HostCpu;
 use crate::irq::MsiSink;
@@ -24,13 +23,12 @@ pub(super) struct SoftVm {
     shared: Arc<Shared>,
     msi: SoftMsi,
     thunks: Arc<Thunks>,
-    level: CpuLevel,
 }
 
 impl SoftVm {
-    pub(super) fn new(ram: &Ram, config: &VmConfig, thunks: Arc<Thunks>, level: CpuLevel) -> Self {
+    pub(super) fn new(ram: &Ram, config: &VmConfig, thunks: Arc<Thunks>) -> Self {
         let shared = Arc::new(Shared::new(ram, config.cpus));
-        Self { msi: SoftMsi::new(shared.clone()), shared, thunks, level }
+        Self { msi: SoftMsi::new(shared.clone()), shared, thunks }
     }
 }
 
@@ -69,6 +67,7 @@ impl Vm for SoftVm {
     }
 
     fn supported_cpuid(&self) -> Result<CpuidTable> {
-        Ok(cpuid::supported(self.level, &HostCpu::detect()))
+        let host = HostCpu::detect();
+        Ok(cpuid::supported(host.level, &host))
     }
 }
