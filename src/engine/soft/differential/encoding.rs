@@ -205,8 +205,11 @@ fn operands(random: &mut Random, modrm: u8, memory: bool, any_reg: bool) -> (Vec
         1..=5 => (random.below(3) as u8, 4),
         _ => (random.below(3) as u8, random.below(8) as u8),
     };
+    // One in sixteen is an address by itself, by way of a SIB byte.
+    let alone = random.one_in(16);
+    let (mode, rm) = if alone { (0, 4) } else { (mode, rm) };
+    let sib = if alone { 0x25 } else { random.u64() as u8 };
     let mut bytes = vec![mode << 6 | reg | rm];
-    let sib = random.u64() as u8;
     if rm == 4 {
         bytes.push(sib);
     }
