@@ -18,6 +18,7 @@ use crate::engine::soft::memory::host;
 use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
+use crate::mem::PAGE;
 
 /// Elements that are handled before interrupts are looked at.
 const BATCH: u64 = 4096;
@@ -103,6 +104,9 @@ fn copy_run<T: Width, A: Width>(cpu: &mut Cpu, op: &Op, count: u64) -> Result<u6
     }
     let from = at_source::<T, A>(cpu, op)?;
     let to = at_destination::<T, A>(cpu, Access::Write)?;
+    if crosses::<T>(from) || crosses::<T>(to) {
+        return Ok(0);
+    }
     let Some((source, source_room)) = cpu.host_run(from, Access::Read)? else { return Ok(0) };
     let Some((destination, destination_room)) = cpu.host_run(to, Access::Write)? else { return Ok(0) };
     let elements = count.min(source_room / T::BYTES).min(destination_room / T::BYTES);
@@ -116,6 +120,11 @@ fn copy_run<T: Width, A: Width>(cpu: &mut Cpu, op: &Op, count: u64) -> Result<u6
     advance::<A>(cpu, RegAt::RSI, len);
     advance::<A>(cpu, RegAt::RDI, len);
     Ok(elements)
+}
+
+/// The next element lies in two pages: both must be looked at before one of them is used.
+fn crosses<T: Width>(at: u64) -> bool {
+    at % PAGE > PAGE - T::BYTES
 }
 
 fn stos<T: Width, A: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -139,6 +148,9 @@ fn fill_run<T: Width, A: Width>(cpu: &mut Cpu, value: T, count: u64) -> Result<u
         return Ok(0);
     }
     let to = at_destination::<T, A>(cpu, Access::Write)?;
+    if crosses::<T>(to) {
+        return Ok(0);
+    }
     let Some((destination, room)) = cpu.host_run(to, Access::Write)? else { return Ok(0) };
     let elements = count.min(room / T::BYTES);
     if elements > 0 {

@@ -48,7 +48,8 @@ fn fxsave(cpu: &mut Cpu, op: &Op) -> Step {
     let to = cpu.address(op, 512, Access::Write)?;
     cpu.check_aligned(to, 16)?;
     let end = xmm_bytes(cpu).end;
-    cpu.prepare_write(to, end as u64)?;
+    // The end of the image is not written, but belongs to the operand.
+    cpu.prepare_write(to, 512)?;
     store(cpu, to, 0..at::MXCSR_MASK)?;
     cpu.write_bytes(to + at::MXCSR_MASK as u64, &MXCSR_MASK.to_le_bytes())?;
     store(cpu, to, at::ST..end)
