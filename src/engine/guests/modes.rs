@@ -89,7 +89,7 @@ fn protected_mode(engine: &dyn Engine) {
         a.mov(dword_ptr(RESULTS as u32), eax)?;
         a.mov(dword_ptr(RESULTS as u32 + 8), edx)?;
         a.push(0x1234_5678)?;
-        a.pusha()?;
+        a.pushad()?;
         a.mov(eax, dword_ptr(esp + 28))?;
         a.add(esp, 32)?;
         a.pop(ebx)?;

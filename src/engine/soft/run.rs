@@ -86,17 +86,18 @@ impl Cpu {
         let trap = self.system.rflags & rflags::TF != 0;
         let shadow = std::mem::take(&mut self.shadow);
         let step = self.step();
-        if step == Err(Break::Fault) || step == Err(Break::Again) {
-            self.shadow = shadow && step == Err(Break::Again);
-            return if step == Err(Break::Again) { Ok(()) } else { step };
+        if step == Err(Break::Fault) {
+            return step;
         }
+        let again = step == Err(Break::Again);
+        self.shadow |= shadow && again && !trap;
         // What loads SS or sets IF just now holds the trap back as it does interrupts.
         if trap && !self.shadow {
             self.system.dr6 |= 1 << 14;
             self.fault = Fault { vector: fault::DB, error: None, address: 0 };
             return Err(Break::Fault);
         }
-        step
+        if again { Ok(()) } else { step }
     }
 
     /// Executes blocks until one is left in a way that needs a look at everything. `self.rip` is then the next instruction,

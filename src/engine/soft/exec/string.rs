@@ -60,12 +60,14 @@ fn repeat<A: Width>(
         element(cpu)?;
         return Ok(());
     }
-    for _ in 0..BATCH {
+    // A single step is one element (SDM volume 3, 18.3.1.4).
+    let stepping = cpu.system.rflags & rflags::TF != 0;
+    for _ in 0..if stepping { 1 } else { BATCH } {
         let count = cpu.regs.get::<A>(RegAt::RCX).to_u64();
         if count == 0 {
             return Ok(());
         }
-        let done = bulk(cpu, count)?;
+        let done = if stepping { 0 } else { bulk(cpu, count)? };
         let go_on = if done == 0 { element(cpu)? } else { true };
         cpu.regs.set(RegAt::RCX, A::from_u64(count - done.max(1)));
         if !go_on {
