@@ -15,8 +15,8 @@ mod smp;
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 
-use super::{Engine, Exit};
 use super::contract::{Access, CODE, DONE, GDT, Guest, IDT, PAGE_TABLES, long_mode};
+use super::{Engine, Exit};
 use crate::arch::x86_64::state::{CpuState, Segment};
 use crate::mem::{PAGE, Ram};
 

@@ -4,7 +4,8 @@
 use iced_x86::code_asm::*;
 
 use super::{
-    CODE16, CODE32, DATA16, DONE_PORT, FREE, Program, RESULTS, Setup, Test, USER_CODE, USER_CODE32, USER_DATA, USER_STACK, piece,
+    CODE16, CODE32, DATA16, DONE_PORT, FREE, Program, RESULTS, Setup, Test, USER_CODE, USER_CODE32, USER_DATA,
+    USER_STACK, piece,
 };
 use crate::arch::x86_64::state::{DescriptorTable, Segment};
 use crate::engine::Engine;
@@ -20,7 +21,15 @@ pub(super) const TESTS: &[(&str, Test)] = &[
 const SEGMENT: u16 = 0x2000;
 
 fn real_segment(selector: u16, kind: u8) -> Segment {
-    Segment { base: u64::from(selector) << 4, limit: 0xffff, selector, kind, present: true, s: true, ..Segment::default() }
+    Segment {
+        base: u64::from(selector) << 4,
+        limit: 0xffff,
+        selector,
+        kind,
+        present: true,
+        s: true,
+        ..Segment::default()
+    }
 }
 
 /// A guest that starts in real mode at `SEGMENT`:0, with `code` there.
@@ -64,10 +73,13 @@ fn real_mode(engine: &dyn Engine) {
     });
     let setup = in_real_mode(engine, &code);
     let base = u64::from(SEGMENT) << 4;
-    setup.write(base + u64::from(HANDLER), &piece(16, HANDLER.into(), |a| {
-        a.add(ax, ax)?;
-        a.iret()
-    }));
+    setup.write(
+        base + u64::from(HANDLER),
+        &piece(16, HANDLER.into(), |a| {
+            a.add(ax, ax)?;
+            a.iret()
+        }),
+    );
     setup.write(4 * 0x40, &[HANDLER.to_le_bytes(), SEGMENT.to_le_bytes()].concat());
     let ran = setup.run();
     assert_eq!(ran.quad(base + 0x200), 0x55aa_2468);

@@ -108,7 +108,8 @@ fn supervisor_rights(engine: &dyn Engine) {
 fn user_rights(engine: &dyn Engine) {
     let user = PRESENT | WRITABLE | USER;
     // Code, data, and pages that are somebody else's or cannot be written.
-    let entries = [FRAME | user, FRAME + PAGE | user, FRAME + 2 * PAGE | PRESENT | WRITABLE, FRAME + PAGE | PRESENT | USER];
+    let entries =
+        [FRAME | user, FRAME + PAGE | user, FRAME + 2 * PAGE | PRESENT | WRITABLE, FRAME + PAGE | PRESENT | USER];
     let setup = set_up(engine, &entries, |p| {
         p.push(USER_DATA as i32)?;
         p.push(USER_STACK as i32)?;
@@ -229,10 +230,7 @@ fn across_pages(engine: &dyn Engine) {
     });
     setup.quad(FRAME + 2 * PAGE + 0xff8, 0);
     let ran = setup.run();
-    assert_eq!(
-        ran.events,
-        [page_fault(3, AREA + 0x2000), page_fault(0, AREA + 0x3000), page_fault(3, AREA + 0x2000)]
-    );
+    assert_eq!(ran.events, [page_fault(3, AREA + 0x2000), page_fault(0, AREA + 0x3000), page_fault(3, AREA + 0x2000)]);
     assert_eq!(ran.results[0], 0x2233_4455_6677_8800);
     assert_eq!(ran.results[1], 0x0504_0302);
     assert_eq!(ran.quad(FRAME + 2 * PAGE + 0xff8), 0, "nothing of what faulted was written");

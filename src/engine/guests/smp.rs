@@ -7,10 +7,8 @@ use crate::engine::contract::CODE;
 use crate::engine::{Engine, Exit};
 use crate::mem::PAGE;
 
-pub(super) const TESTS: &[(&str, Test)] = &[
-    ("two CPUs count together", counting),
-    ("a CPU executes what another has changed", cross_modified),
-];
+pub(super) const TESTS: &[(&str, Test)] =
+    &[("two CPUs count together", counting), ("a CPU executes what another has changed", cross_modified)];
 
 /// Where each CPU says that it is there, and a lock, and counters.
 const READY: u64 = FREE;
@@ -20,7 +18,11 @@ const FUNCTION: u64 = FREE + 2 * PAGE;
 const ROUNDS: u32 = 3_000;
 
 /// Runs `first` and `second` on a CPU each.
-fn run(engine: &dyn Engine, first: impl FnOnce(&mut Program) -> Asm, second: impl FnOnce(&mut Program) -> Asm) -> super::Ran {
+fn run(
+    engine: &dyn Engine,
+    first: impl FnOnce(&mut Program) -> Asm,
+    second: impl FnOnce(&mut Program) -> Asm,
+) -> super::Ran {
     let (mut one, mut two) = (Program::new(), Program::new());
     first(&mut one).and_then(|()| one.done()).unwrap();
     second(&mut two).and_then(|()| two.done()).unwrap();

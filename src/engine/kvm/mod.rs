@@ -73,6 +73,11 @@ impl KvmEngine {
         probe::run(self)
     }
 
+    /// Whether this host's KVM needs no VT-x or SVM (PVM), and so runs no unmodified kernels. Costs nothing.
+    pub fn is_paravirtual() -> bool {
+        crash::is_paravirtual()
+    }
+
     fn supported(&self) -> Result<&CpuId> {
         if let Some(known) = self.supported.get() {
             return Ok(known);
