@@ -252,3 +252,8 @@ fn vsock() {
 fn balloon() {
     tour("balloon.md", include_str!("../docs/balloon.md"));
 }
+
+#[test]
+fn engines() {
+    tour("engines.md", include_str!("../docs/engines.md"));
+}
