@@ -268,6 +268,35 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_watched_only_while_it_holds_decoded_code() {
+        // mov al, 1; ud2
+        let mut cpu = testing::cpu(&[0xb0, 1, 0x0f, 0x0b]);
+        let page = (CODE >> 12) as u32;
+        for value in 1..5u8 {
+            assert!(!cpu.shared.has_code(page));
+            cpu.rip = CODE;
+            assert_eq!(run(&mut cpu), Err(Break::Fault));
+            assert_eq!(cpu.regs.get::<u8>(RegAt::RAX), value);
+            assert!(cpu.shared.has_code(page));
+            cpu.store(CODE + 0x800, value).unwrap();
+            assert!(cpu.shared.has_code(page), "no code there");
+            cpu.store(CODE + 1, value + 1).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_device_writes_is_noticed_after_a_flush() {
+        let mut cpu = testing::cpu(&[0xb0, 1, 0x0f, 0x0b]);
+        for value in 1..5u8 {
+            cpu.shared.ram.write(CODE + 1, &[value]).unwrap();
+            cpu.tlb.flush();
+            cpu.rip = CODE;
+            assert_eq!(run(&mut cpu), Err(Break::Fault));
+            assert_eq!(cpu.regs.get::<u8>(RegAt::RAX), value);
+        }
+    }
+
+    #[test]
     fn repeated_copies_cross_pages() {
         // mov esi, 0x20ff0; mov edi, 0x22ffd; mov ecx, 0x2345; rep movsb; ud2
         let mut cpu = testing::cpu(&[

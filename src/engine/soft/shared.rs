@@ -22,7 +22,7 @@ pub(super) struct Shared {
     pub(super) ram: Ram,
     /// Guest-physical memory.
     pub(super) physical: Physical,
-    /// For each page of RAM, whether some vCPU decoded code of it.
+    /// For each page of RAM, how many vCPUs have decoded code of it.
     has_code: Box<[AtomicU8]>,
     attentions: Vec<Arc<Attention>>,
     /// The local APICs.
@@ -87,18 +87,23 @@ impl Shared {
     /// Whether writes to a page of RAM must be told.
     #[inline]
     pub(super) fn has_code(&self, page: u32) -> bool {
-        self.has_code.get(page as usize).is_some_and(|flag| flag.load(Ordering::SeqCst) != 0)
+        self.has_code.get(page as usize).is_some_and(|holders| holders.load(Ordering::SeqCst) != 0)
     }
 
-    /// `by` is about to decode code of a page. The others are told to notice writes from now on, and answer with
-    /// [`CodeNews::Written`], since they may have written before they knew. Whether nobody had decoded it before.
-    pub(super) fn decodes(&self, page: u32, by: u32) -> bool {
-        let Some(flag) = self.has_code.get(page as usize) else { return false };
-        let first = flag.load(Ordering::Relaxed) == 0 && flag.swap(1, Ordering::SeqCst) == 0;
-        if first {
+    /// `by` is about to decode code of a page of which it has none yet. The others are told to notice writes from now on,
+    /// and answer with [`CodeNews::Written`], since they may have written before they knew.
+    pub(super) fn decodes(&self, page: u32, by: u32) {
+        if let Some(holders) = self.has_code.get(page as usize) {
+            holders.fetch_add(1, Ordering::SeqCst);
             self.tell_others(by, CodeNews::Decoded { page, by });
         }
-        first
+    }
+
+    /// One that called [`Shared::decodes`] has no more code of the page.
+    pub(super) fn forgets(&self, page: u32) {
+        if let Some(holders) = self.has_code.get(page as usize) {
+            holders.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// Pieces of a page with code were written by `by`, who takes care of its own blocks.

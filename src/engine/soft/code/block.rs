@@ -28,6 +28,8 @@ pub(in crate::engine::soft) const PAGE: usize = 4096;
 const PIECE: usize = PAGE / u64::BITS as usize;
 /// Entries of the cache by linear address.
 const JUMPS: usize = 4096;
+/// Bytes of decoded code that one CPU keeps; Debian with systemd needs about half.
+const MOST: usize = 192 << 20;
 /// Longest instruction (SDM volume 2, 2.3.11).
 pub(in crate::engine::soft) const LONGEST: usize = 15;
 
@@ -44,6 +46,13 @@ pub(in crate::engine::soft) struct Block {
     pub(in crate::engine::soft) direct: bool,
     /// The instruction after the last operation is in the same page.
     pub(in crate::engine::soft) falls: bool,
+}
+
+impl Block {
+    /// Bytes that it takes, roughly.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.ops.len() * size_of::<Op>() + 32
+    }
 }
 
 /// A page with decoded code.
@@ -100,8 +109,8 @@ pub(in crate::engine::soft) struct CodeCache {
     jumps: Box<[Jump]>,
     /// Blocks that were forgotten while one of them may be executed.
     graveyard: Vec<Box<Block>>,
-    /// Blocks decoded so far.
-    pub(in crate::engine::soft) decoded: u64,
+    /// Bytes that all of it takes, roughly.
+    size: usize,
 }
 
 // SAFETY: the pointers lead to blocks that the cache itself owns, and only its owner uses them.
@@ -116,7 +125,7 @@ impl Default for CodeCache {
             crossings: FxHashMap::default(),
             jumps: vec![none; JUMPS].into_boxed_slice(),
             graveyard: Vec::new(),
-            decoded: 0,
+            size: 0,
         }
     }
 }
@@ -127,6 +136,9 @@ impl Cpu {
         let (at, tag) = (self.rip, self.jump_tag());
         if let Some(block) = self.known_block(at, tag) {
             return Ok(block);
+        }
+        if self.code.size > MOST {
+            self.forget_everything();
         }
         let linear = self.code_address(at)?;
         let entry = self.code_page(linear)?;
@@ -148,7 +160,7 @@ impl Cpu {
         let (first, last) = (offset / 64, (offset + len.max(1) - 1) / 64);
         page.pieces |= (u64::MAX >> (63 - (last - first))) << first;
         page.keys.push(key);
-        self.code.decoded += 1;
+        self.code.size += block.size();
         let block = Box::new(block);
         let pointer: *const Block = &raw const *block;
         self.code.blocks.insert(key, block);
@@ -196,15 +208,15 @@ impl Cpu {
 
     /// From now on writes of CPUs to this page are noticed; what was written before makes its blocks go.
     fn watch_page(&mut self, index: u32, host: usize) {
-        if self.shared.decodes(index, self.index) {
-            self.tlb.watch_writes(host);
-        }
         if let Some(known) = self.code.pages.get(&index) {
             if known.is_current(host as u64) {
                 return;
             }
             self.forget_page(index);
         }
+        self.shared.decodes(index, self.index);
+        self.tlb.watch_writes(host);
+        self.code.size += PAGE;
         let mut copy = Box::new([0; PAGE]);
         // SAFETY: `host` is a whole page of RAM.
         unsafe { host::copy_out(host as u64, copy.as_mut_ptr(), PAGE) };
@@ -230,6 +242,7 @@ impl Cpu {
         let block = super::decode::single(&bytes, &target);
         let block = Box::new(block);
         let pointer: *const Block = &raw const *block;
+        self.code.size += size_of::<Crossing>() + block.size();
         if let Some(old) = self.code.crossings.insert(key, Crossing { bytes, block }) {
             self.code.graveyard.push(old.block);
         }
@@ -246,11 +259,23 @@ impl Cpu {
     fn forget_page(&mut self, page: u32) {
         let Some(known) = self.code.pages.remove(&page) else { return };
         for key in known.keys {
-            self.code.graveyard.extend(self.code.blocks.remove(&key));
+            let block = self.code.blocks.remove(&key);
+            self.code.size = self.code.size.saturating_sub(block.as_ref().map_or(0, |block| block.size()));
+            self.code.graveyard.extend(block);
         }
+        self.code.size = self.code.size.saturating_sub(PAGE);
+        self.shared.forgets(page);
         // Nothing finds these blocks any more: jumps and code pages are looked up anew, the block under way ends.
         self.tlb.forget_code();
         self.end = std::ptr::null();
+    }
+
+    /// The cache is full: a guest must not make it grow without bounds.
+    fn forget_everything(&mut self) {
+        let pages: Vec<u32> = self.code.pages.keys().copied().collect();
+        pages.into_iter().for_each(|page| self.forget_page(page));
+        self.code.graveyard.extend(self.code.crossings.drain().map(|(_, crossing)| crossing.block));
+        self.code.size = 0;
     }
 
     /// Frees forgotten blocks; only while none is executed.
