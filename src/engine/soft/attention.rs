@@ -11,6 +11,9 @@ pub(super) const INTERRUPT: u32 = 1 << 1;
 /// Code that this vCPU may have decoded was written: see [`Attention::take_written`].
 pub(super) const CODE: u32 = 1 << 2;
 
+/// News that wake a CPU.
+const MANY: usize = 512;
+
 /// What other vCPUs tell about pages with code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CodeNews {
@@ -21,7 +24,12 @@ pub(super) enum CodeNews {
         /// Who decoded.
         by: u32,
     },
-    /// Bytes of a page were, or may have been, written: 64-byte pieces, a bit each.
+    /// The answer: writes to this page are noticed from now on. There may have been some since it was decoded.
+    Watched {
+        /// Index of the page.
+        page: u32,
+    },
+    /// Bytes of a page were written: 64-byte pieces, a bit each.
     Written {
         /// Index of the page.
         page: u32,
@@ -65,10 +73,18 @@ impl Attention {
         self.bits.fetch_and(!mask, Ordering::SeqCst) & mask
     }
 
-    /// Tells about code.
+    /// Tells about code. That wakes nobody: a CPU that sleeps neither writes nor executes, and looks before it goes on. But
+    /// the news must not pile up.
     pub(super) fn tell(&self, news: CodeNews) {
-        lock(&self.news).push(news);
-        self.raise(CODE);
+        let mut all = lock(&self.news);
+        all.push(news);
+        let many = all.len() >= MANY;
+        drop(all);
+        self.bits.fetch_or(CODE, Ordering::SeqCst);
+        if many {
+            let _asleep = lock(&self.asleep);
+            self.wake.notify_one();
+        }
     }
 
     /// All news about code, oldest first. Call after taking [`CODE`].
@@ -109,10 +125,11 @@ mod tests {
         let thread = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             other.tell(CodeNews::Written { page: 3, pieces: 1 });
+            other.raise(INTERRUPT);
         });
         attention.sleep(Some(Duration::from_secs(60)));
         assert!(start.elapsed() < Duration::from_secs(30));
-        assert_eq!(attention.take(CODE | KICK), CODE);
+        assert_eq!(attention.take(CODE | KICK | INTERRUPT), CODE | INTERRUPT);
         assert_eq!(attention.take_news(), [CodeNews::Written { page: 3, pieces: 1 }]);
         attention.raise(KICK);
         attention.sleep(None);

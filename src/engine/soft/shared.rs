@@ -91,7 +91,7 @@ impl Shared {
     }
 
     /// `by` is about to decode code of a page of which it has none yet. The others are told to notice writes from now on,
-    /// and answer with [`CodeNews::Written`], since they may have written before they knew.
+    /// and answer with [`CodeNews::Watched`], since they may have written before they knew.
     pub(super) fn decodes(&self, page: u32, by: u32) {
         if let Some(holders) = self.has_code.get(page as usize) {
             holders.fetch_add(1, Ordering::SeqCst);

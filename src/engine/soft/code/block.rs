@@ -256,15 +256,24 @@ impl Cpu {
         }
     }
 
+    /// A page has no decoded code any more, and need not be watched for this CPU.
     fn forget_page(&mut self, page: u32) {
-        let Some(known) = self.code.pages.remove(&page) else { return };
-        for key in known.keys {
+        self.forget_blocks(page);
+        if self.code.pages.remove(&page).is_some() {
+            self.code.size = self.code.size.saturating_sub(PAGE);
+            self.shared.forgets(page);
+        }
+    }
+
+    /// The blocks of a page are made anew when they are next executed.
+    fn forget_blocks(&mut self, page: u32) {
+        let Some(known) = self.code.pages.get_mut(&page) else { return };
+        known.pieces = 0;
+        for key in std::mem::take(&mut known.keys) {
             let block = self.code.blocks.remove(&key);
             self.code.size = self.code.size.saturating_sub(block.as_ref().map_or(0, |block| block.size()));
             self.code.graveyard.extend(block);
         }
-        self.code.size = self.code.size.saturating_sub(PAGE);
-        self.shared.forgets(page);
         // Nothing finds these blocks any more: jumps and code pages are looked up anew, the block under way ends.
         self.tlb.forget_code();
         self.end = std::ptr::null();
@@ -291,9 +300,9 @@ impl Cpu {
                     if let Some(host) = self.shared.physical.host_of(page) {
                         self.tlb.watch_writes(host);
                     }
-                    // This CPU may have written since the other one decoded.
-                    self.shared.attention(by).tell(CodeNews::Written { page, pieces: u64::MAX });
+                    self.shared.attention(by).tell(CodeNews::Watched { page });
                 }
+                CodeNews::Watched { page } => self.forget_blocks(page),
                 CodeNews::Written { page, pieces } => self.forget_code(page, pieces),
             }
         }
