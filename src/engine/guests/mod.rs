@@ -43,7 +43,6 @@ const FREE: u64 = 0x6_0000;
 const DONE_PORT: u32 = 0xf4;
 
 /// Selectors. The order of the user's is what SYSRET wants.
-const DATA: u32 = 0x10;
 const USER_CODE32: u64 = 0x1b;
 const USER_DATA: u64 = 0x23;
 const USER_CODE: u64 = 0x2b;

@@ -87,7 +87,7 @@ fn alias(engine: &dyn Engine) {
     assemble(&mut program).unwrap();
     let setup = Setup::new(engine, 1, &mut program);
     setup.write(FREE, &FUNCTION);
-    setup.quad(PAGE_TABLES + PAGE + 8, FREE + PAGE | 3);
+    setup.quad(PAGE_TABLES + PAGE + 8, (FREE + PAGE) | 3);
     setup.quad(FREE + PAGE, 0x83);
     assert_eq!(setup.run().results[..4], [1, 0x77, 0x77, 0x99]);
 }

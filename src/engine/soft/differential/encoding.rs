@@ -108,7 +108,7 @@ impl Template {
                 };
                 let last = (!vvvv & 15) << 3 | u8::from(self.l) << 2 | pp;
                 // The short form, where it can say the same, is as good as the long one.
-                if map == 1 && !self.w && rxb & 3 == 0 && vvvv % 3 != 0 {
+                if map == 1 && !self.w && rxb & 3 == 0 && !vvvv.is_multiple_of(3) {
                     bytes.extend([0xc5, (!rxb & 4) << 5 | last]);
                 } else {
                     bytes.extend([0xc4, (!rxb & 7) << 5 | map, u8::from(self.w) << 7 | last]);
