@@ -139,6 +139,12 @@ impl Template {
         (bytes, at)
     }
 
+    /// The bytes without anything that is not needed, and what they are.
+    pub fn plain(&self, bits: u32) -> Instance {
+        let bytes = fill(&self.bytes());
+        Instance { bytes, instruction: decode(bits, &bytes, super::case::CODE), disp32: None }
+    }
+
     /// Prefixes that leave the instruction what it is, or make it invalid: then it is tried again without.
     fn prefixes(&self, random: &mut Random) -> Vec<u8> {
         let string = self.map == Map::One && matches!(self.opcode, 0xa4..=0xa7 | 0xaa..=0xaf);
@@ -181,8 +187,7 @@ impl Template {
                 return Instance { bytes, instruction, disp32: disp.map(|disp| modrm_at + disp).filter(whole) };
             }
         }
-        let bytes = fill(&self.bytes());
-        Instance { bytes, instruction: decode(bits, &bytes, at), disp32: None }
+        self.plain(bits)
     }
 }
 

@@ -82,11 +82,12 @@ fn memory(instruction: &Instruction) -> bool {
     instruction.op_kinds().any(|kind| kind == OpKind::Memory)
 }
 
-/// Whether two page faults, of the same kind, are near enough to be of one operand.
+/// Whether two page faults, of the same kind of access, are near enough to be of one operand.
 pub fn near(host: End, soft: End) -> bool {
     match (host, soft) {
         (End::Fault { error, address, .. }, End::Fault { error: other, address: at, .. }) => {
-            error == other && address.abs_diff(at) < PAGE && address >= DATA - PAGE
+            // One part may not be there, another not be writable.
+            (error ^ other) & !1 == 0 && address.abs_diff(at) < PAGE && address >= DATA - PAGE
         }
         _ => false,
     }
