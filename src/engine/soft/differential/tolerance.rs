@@ -28,6 +28,9 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
     use Mnemonic::*;
     let faults = (fault(host.end), fault(soft.end));
     match (instruction.mnemonic(), faults) {
+        // A deviation: the software CPU raises #GP(0) for stack addresses that are not canonical, where #SS(0) is due (SDM
+        // volume 3, 6.15). Systems treat both alike.
+        (_, (Some(12), Some(13))) => Tolerance::Order,
         // SDM volume 2, CALL: a target that is not canonical is seen before the push; AMD's CPUs push first.
         (Call, (Some(_), Some(13))) => Tolerance::Order,
         // In which order two operands are accessed is written nowhere.
@@ -54,9 +57,6 @@ pub fn tolerance(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> T
         // one operation (SDM volume 1, 11.5.3).
         (Dpps | Dppd | Vdpps | Vdppd, (Some(19), Some(19))) => Tolerance::Flags(0x3f),
         (_, (Some(19), Some(19))) => Tolerance::Flags(0x38),
-        // A deviation: the software CPU raises #GP(0) for stack addresses that are not canonical, where #SS(0) is due (SDM
-        // volume 3, 6.15). Systems treat both alike.
-        (_, (Some(12), Some(13))) => Tolerance::Order,
         _ => Tolerance::None,
     }
 }
