@@ -43,7 +43,6 @@ const FREE: u64 = 0x6_0000;
 const DONE_PORT: u32 = 0xf4;
 
 /// Selectors. The order of the user's is what SYSRET wants.
-const DATA: u32 = 0x10;
 const USER_CODE32: u64 = 0x1b;
 const USER_DATA: u64 = 0x23;
 const USER_CODE: u64 = 0x2b;
@@ -182,6 +181,8 @@ struct Ran {
 struct Setup {
     guest: Guest,
     state: CpuState,
+    /// The CPU below may be QEMU's, as in scripts/nested.
+    qemu: bool,
 }
 
 impl Setup {
@@ -196,7 +197,7 @@ impl Setup {
         system.tr = Segment { base: TSS, limit: 0x67, selector: TASK, kind: 11, present: true, ..Segment::default() };
         system.cr0 |= 1 << 16; // WP
         system.efer |= 1 << 11 | 1; // NXE, SCE
-        Self { guest, state }
+        Self { guest, state, qemu: engine.name() == "kvm" }
     }
 
     fn quad(&self, at: u64, value: u64) {
@@ -210,11 +211,24 @@ impl Setup {
     fn run(self) -> Ran {
         let running = self.guest.start_with(0, &self.state);
         let (exit, _) = running.end();
-        let ran = Ran::of(self.guest.ram);
+        let mut ran = Ran::of(self.guest.ram);
+        if self.qemu {
+            ran.events.iter_mut().for_each(correct);
+        }
         assert_eq!(exit, Exit::Kicked, "{:x?}", ran.events);
         let seen: Vec<_> = running.accesses.try_iter().map(|access| matches!(access, Access::Write(DONE, _))).collect();
         assert_eq!(seen, [true], "no accesses but the one that ends it");
         ran
+    }
+}
+
+/// Undoes two mistakes of QEMU's CPU: reserved bits without P (SDM volume 3, 4.7), and indices of gates counted in 16 bytes
+/// (6.13).
+fn correct(event: &mut Event) {
+    match (event.vector, event.error) {
+        (14, error) if error & 8 != 0 => event.error |= 1,
+        (11 | 13, error @ (0x602 | 0x82)) => event.error = (error & !2) / 2 | 2,
+        _ => (),
     }
 }
 

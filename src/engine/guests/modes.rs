@@ -18,7 +18,7 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("compatibility mode at privilege 3", compatibility),
 ];
 
-const SEGMENT: u16 = 0x2000;
+const SEGMENT: u16 = 0x6000;
 
 fn real_segment(selector: u16, kind: u8) -> Segment {
     Segment {

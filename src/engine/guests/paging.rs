@@ -52,7 +52,7 @@ fn entry(index: u64) -> u64 {
 }
 
 fn accessed_and_dirty(engine: &dyn Engine) {
-    let page = |index: u64| FRAME + index * PAGE | PRESENT | WRITABLE;
+    let page = |index: u64| (FRAME + index * PAGE) | PRESENT | WRITABLE;
     let ran = run(engine, &[page(0), page(1), page(2), page(3), page(4)], |p| {
         p.mov(rbx, AREA)?;
         p.mov(rax, qword_ptr(rbx + 8))?;
@@ -109,7 +109,7 @@ fn user_rights(engine: &dyn Engine) {
     let user = PRESENT | WRITABLE | USER;
     // Code, data, and pages that are somebody else's or cannot be written.
     let entries =
-        [FRAME | user, FRAME + PAGE | user, FRAME + 2 * PAGE | PRESENT | WRITABLE, FRAME + PAGE | PRESENT | USER];
+        [FRAME | user, (FRAME + PAGE) | user, (FRAME + 2 * PAGE) | PRESENT | WRITABLE, (FRAME + PAGE) | PRESENT | USER];
     let setup = set_up(engine, &entries, |p| {
         p.push(USER_DATA as i32)?;
         p.push(USER_STACK as i32)?;
@@ -208,7 +208,7 @@ fn large_pages(engine: &dyn Engine) {
 }
 
 fn across_pages(engine: &dyn Engine) {
-    let page = |index: u64| FRAME + index * PAGE | PRESENT | WRITABLE;
+    let page = |index: u64| (FRAME + index * PAGE) | PRESENT | WRITABLE;
     // The second linear page is the third frame; then a page that cannot be written, and nothing.
     let setup = set_up(engine, &[page(0), page(2), page(1) & !WRITABLE], |p| {
         p.mov(rbx, AREA)?;
@@ -237,7 +237,7 @@ fn across_pages(engine: &dyn Engine) {
 }
 
 fn stale_translations(engine: &dyn Engine) {
-    let page = |index: u64| FRAME + index * PAGE | PRESENT | WRITABLE;
+    let page = |index: u64| (FRAME + index * PAGE) | PRESENT | WRITABLE;
     let setup = set_up(engine, &[page(0), page(0)], |p| {
         p.mov(rbx, AREA)?;
         p.mov(rax, qword_ptr(rbx))?;

@@ -108,7 +108,7 @@ impl Template {
                 };
                 let last = (!vvvv & 15) << 3 | u8::from(self.l) << 2 | pp;
                 // The short form, where it can say the same, is as good as the long one.
-                if map == 1 && !self.w && rxb & 3 == 0 && vvvv % 3 != 0 {
+                if map == 1 && !self.w && rxb & 3 == 0 && !vvvv.is_multiple_of(3) {
                     bytes.extend([0xc5, (!rxb & 4) << 5 | last]);
                 } else {
                     bytes.extend([0xc4, (!rxb & 7) << 5 | map, u8::from(self.w) << 7 | last]);
@@ -137,6 +137,12 @@ impl Template {
         bytes.extend(rest);
         bytes.truncate(15);
         (bytes, at)
+    }
+
+    /// The bytes without anything that is not needed, and what they are.
+    pub fn plain(&self, bits: u32) -> Instance {
+        let bytes = fill(&self.bytes());
+        Instance { bytes, instruction: decode(bits, &bytes, super::case::CODE), disp32: None }
     }
 
     /// Prefixes that leave the instruction what it is, or make it invalid: then it is tried again without.
@@ -181,8 +187,7 @@ impl Template {
                 return Instance { bytes, instruction, disp32: disp.map(|disp| modrm_at + disp).filter(whole) };
             }
         }
-        let bytes = fill(&self.bytes());
-        Instance { bytes, instruction: decode(bits, &bytes, at), disp32: None }
+        self.plain(bits)
     }
 }
 

@@ -32,7 +32,7 @@ impl Generator {
         let bits = 64;
         let mut templates = templates(bits);
         templates.retain(|template| {
-            let instance = template.instance(bits, &mut Random::new(1), CODE);
+            let instance = template.plain(bits);
             scope(&instance.instruction, &instance.bytes) == wanted
         });
         Self { random: Random::new(seed), templates, info: InstructionInfoFactory::new(), bits, wanted, fsgsbase, avx }
@@ -301,17 +301,15 @@ impl Filling<'_> {
         }
         // An index that is not the base is small, mostly.
         let index = memory.index();
-        if index != Register::None && index.full_register() != memory.base().full_register() {
-            if !self.random.one_in(8) && index.is_gpr() && !index.is_gpr8() {
-                state.gpr[index.number()] = self.random.below(512).wrapping_sub(256);
-            }
+        let apart = index.full_register() != memory.base().full_register();
+        if apart && index.is_gpr() && !index.is_gpr8() && !self.random.one_in(8) {
+            state.gpr[index.number()] = self.random.below(512).wrapping_sub(256);
         }
         let Some(now) = address(memory, state, 0) else { return };
         let now = now.wrapping_sub(segment);
         let base = memory.base();
         if base.is_gpr() {
-            let own =
-                if index.full_register() == base.full_register() { u64::from(memory.scale() as u32) + 1 } else { 1 };
+            let own = if index.full_register() == base.full_register() { u64::from(memory.scale()) + 1 } else { 1 };
             let number = base.full_register().number();
             state.gpr[number] = state.gpr[number].wrapping_add(wanted.wrapping_sub(now) / own);
             // With a 32-bit address the upper half does not count.
@@ -556,7 +554,7 @@ mod tests {
             let cases: Vec<_> = (0..64).filter_map(|_| generator.case_of(&template)).take(24).collect();
             assert!(!cases.is_empty(), "no case of {template:x?}");
             let done = host.run(&cases).unwrap().iter().filter(|out| out.end == End::Done).count();
-            let instruction = template.instance(64, &mut Random::new(1), CODE).instruction;
+            let instruction = template.plain(64).instruction;
             let never = instruction.is_privileged() || NEVER.contains(&instruction.mnemonic());
             if (done == 0) != never {
                 wrong.push(format!("{:?} {:x?}: executed {done} times", template.code, cases[0].code()));

@@ -20,7 +20,7 @@ impl Random {
 
     /// 0 to `limit` - 1.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.u64() >> 32) * limit >> 32
+        ((self.u64() >> 32) * limit) >> 32
     }
 
     /// True in one case of `n`.

@@ -29,6 +29,7 @@ const SHOWN: &[CpuidFeature] = &[
     F::AVX2,
     F::BMI1,
     F::BMI2,
+    F::CLFLUSHOPT,
     F::CLFSH,
     F::CMOV,
     F::CMPXCHG16B,

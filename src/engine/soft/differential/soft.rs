@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use super::case::{CODE, CODE_PAGES, Case, DATA, End, FILLER, Outcome, READABLE, WRITABLE, pattern};
+use crate::arch::x86_64::level::CpuLevel;
 use crate::arch::x86_64::state::Segment;
 use crate::engine::soft::code::features::Features;
 use crate::engine::soft::code::op::Seg;
 use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
+use crate::engine::soft::cpuid::supported;
 use crate::engine::soft::fault::Break;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::shared::Shared;
 use crate::engine::soft::vector::Thunks;
+use crate::host::cpu::HostCpu;
 use crate::mem::{Backing, PAGE, Ram};
 
 /// Page tables are the first pages of RAM.
@@ -58,7 +61,7 @@ impl Soft {
         ram.write(CODE, &[FILLER; (CODE_PAGES * PAGE) as usize]).unwrap();
         let shared = Arc::new(Shared::new(&ram, 1));
         let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::new().unwrap()));
-        cpu.features = Features::all();
+        cpu.features = Features::of(&supported(CpuLevel::V3, &HostCpu::detect()));
         set_mode(&mut cpu);
         Self { cpu, ram, pattern, count: 0 }
     }

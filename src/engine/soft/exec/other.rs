@@ -150,7 +150,7 @@ pub(super) fn lower(insn: &Instruction, op: &mut Op) -> Lowered {
             if insn.mnemonic() == Mnemonic::Aam { aam } else { aad }
         }
         // The line stays where it is, but the address must be good.
-        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => flush_line,
+        Mnemonic::Clflush | Mnemonic::Clflushopt => flush_line,
         _ => return Lowered::NotMine,
     };
     op.run = handler;
