@@ -26,7 +26,6 @@ pub(super) const SS: u8 = 12;
 pub(super) const GP: u8 = 13;
 pub(super) const PF: u8 = 14;
 pub(super) const MF: u8 = 16;
-pub(super) const AC: u8 = 17;
 pub(super) const XM: u8 = 19;
 
 /// Why the operations of a block are not simply executed one after the other.
