@@ -4,45 +4,52 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 /// Somebody wants `Vcpu::run` to return.
 pub(super) const KICK: u32 = 1;
 /// The local APIC may have an interrupt, NMI, INIT or SIPI.
 pub(super) const INTERRUPT: u32 = 1 << 1;
-/// Code that this vCPU may have decoded was written: see [`Attention::take_written`].
+/// There is news about code: see [`Attention::take_news`]. Does not wake a sleeping vCPU, which executes none.
 pub(super) const CODE: u32 = 1 << 2;
+/// There is much of it: until this vCPU hears it, others write to pages slowly that it may long have forgotten.
+pub(super) const MUCH_CODE: u32 = 1 << 3;
 
-/// News that wake a CPU.
-const MANY: usize = 512;
+/// News about code that a sleeping vCPU is woken for.
+const MUCH: u32 = 32;
 
-/// What other vCPUs tell about pages with code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CodeNews {
-    /// A page (its index in RAM) now holds decoded code: writes to it must be noticed. The vCPU to be told when that is so.
-    Decoded {
-        /// Index of the page.
-        page: u32,
-        /// Who decoded.
-        by: u32,
-    },
-    /// The answer: writes to this page are noticed from now on. There may have been some since it was decoded.
-    Watched {
-        /// Index of the page.
-        page: u32,
-    },
-    /// Bytes of a page were written: 64-byte pieces, a bit each.
-    Written {
-        /// Index of the page.
-        page: u32,
-        /// Pieces.
-        pieces: u64,
-    },
+/// What other vCPUs tell about a page with code.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct CodeNews {
+    /// Somebody decodes it: from now on writes to it must be noticed, and the others be told that some may have happened.
+    pub(super) decoded: bool,
+    /// It may have been written by somebody who did not know yet that it holds code.
+    pub(super) doubtful: bool,
+    /// Pieces of 64 bytes that were written, a bit each.
+    pub(super) written: u64,
+}
+
+impl CodeNews {
+    fn join(&mut self, more: Self) {
+        self.decoded |= more.decoded;
+        self.doubtful |= more.doubtful;
+        self.written |= more.written;
+    }
+}
+
+/// News by page (its index in RAM), so that what waits to be heard is bounded by what there is.
+#[derive(Debug, Default)]
+struct News {
+    pages: FxHashMap<u32, CodeNews>,
+    /// How often something was told since it was heard last.
+    told: u32,
 }
 
 /// One vCPU's side of it. All methods can be called from any thread and do not block for long.
 #[derive(Debug, Default)]
 pub(super) struct Attention {
     bits: AtomicU32,
-    news: Mutex<Vec<CodeNews>>,
+    news: Mutex<News>,
     asleep: Mutex<bool>,
     wake: Condvar,
 }
@@ -54,7 +61,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Attention {
     /// Sets `bits` and wakes the vCPU.
     pub(super) fn raise(&self, bits: u32) {
-        if self.bits.fetch_or(bits, Ordering::SeqCst) & bits != bits {
+        if self.bits.fetch_or(bits, Ordering::SeqCst) & bits != bits && bits != CODE {
             let asleep = lock(&self.asleep);
             if *asleep {
                 self.wake.notify_one();
@@ -73,31 +80,29 @@ impl Attention {
         self.bits.fetch_and(!mask, Ordering::SeqCst) & mask
     }
 
-    /// Tells about code. That wakes nobody: a CPU that sleeps neither writes nor executes, and looks before it goes on. But
-    /// the news must not pile up.
-    pub(super) fn tell(&self, news: CodeNews) {
-        let mut all = lock(&self.news);
-        all.push(news);
-        let many = all.len() >= MANY;
-        drop(all);
-        self.bits.fetch_or(CODE, Ordering::SeqCst);
-        if many {
-            let _asleep = lock(&self.asleep);
-            self.wake.notify_one();
-        }
+    /// Tells about code of page `page`.
+    pub(super) fn tell(&self, page: u32, news: CodeNews) {
+        let mut waiting = lock(&self.news);
+        waiting.pages.entry(page).or_default().join(news);
+        waiting.told += 1;
+        let much = waiting.told.is_multiple_of(MUCH);
+        drop(waiting);
+        self.raise(if much { CODE | MUCH_CODE } else { CODE });
     }
 
-    /// All news about code, oldest first. Call after taking [`CODE`].
-    pub(super) fn take_news(&self) -> Vec<CodeNews> {
-        std::mem::take(&mut lock(&self.news))
+    /// All news about code. Call after taking [`CODE`].
+    pub(super) fn take_news(&self) -> FxHashMap<u32, CodeNews> {
+        let mut waiting = lock(&self.news);
+        waiting.told = 0;
+        std::mem::take(&mut waiting.pages)
     }
 
-    /// Sleeps until a bit is set or `limit` has passed. Only the vCPU's own thread sleeps.
+    /// Sleeps until a bit other than [`CODE`] is set or `limit` has passed. Only the vCPU's own thread sleeps.
     pub(super) fn sleep(&self, limit: Option<Duration>) {
         let mut asleep = lock(&self.asleep);
         *asleep = true;
-        if self.bits.load(Ordering::SeqCst) == 0 {
-            let quiet = |_: &mut bool| self.bits.load(Ordering::SeqCst) == 0;
+        let quiet = |_: &mut bool| self.bits.load(Ordering::SeqCst) & !CODE == 0;
+        if quiet(&mut asleep) {
             asleep = match limit {
                 Some(limit) => {
                     self.wake.wait_timeout_while(asleep, limit, quiet).unwrap_or_else(PoisonError::into_inner).0
@@ -124,16 +129,22 @@ mod tests {
         let start = Instant::now();
         let thread = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
-            other.tell(CodeNews::Written { page: 3, pieces: 1 });
-            other.raise(INTERRUPT);
+            for piece in 0..MUCH {
+                other.tell(3, CodeNews { written: 1 << piece, ..CodeNews::default() });
+            }
         });
         attention.sleep(Some(Duration::from_secs(60)));
         assert!(start.elapsed() < Duration::from_secs(30));
-        assert_eq!(attention.take(CODE | KICK | INTERRUPT), CODE | INTERRUPT);
-        assert_eq!(attention.take_news(), [CodeNews::Written { page: 3, pieces: 1 }]);
+        assert_eq!(attention.take(CODE | MUCH_CODE | KICK), CODE | MUCH_CODE);
+        let news: Vec<_> = attention.take_news().into_iter().collect();
+        assert_eq!(news, [(3, CodeNews { written: u32::MAX.into(), ..CodeNews::default() })]);
+        attention.tell(3, CodeNews { decoded: true, ..CodeNews::default() });
+        let start = Instant::now();
+        attention.sleep(Some(Duration::from_millis(20)));
+        assert!(start.elapsed() >= Duration::from_millis(20), "a little news wakes nobody");
         attention.raise(KICK);
         attention.sleep(None);
-        assert_eq!(attention.take(CODE | KICK), KICK);
+        assert_eq!(attention.take(CODE | KICK), CODE | KICK);
         thread.join().unwrap();
     }
 }

@@ -18,7 +18,7 @@ impl Cpu {
         if !attention.any() {
             return None;
         }
-        if attention.take(attention::CODE) != 0 {
+        if attention.take(attention::CODE | attention::MUCH_CODE) != 0 {
             self.hear_news();
         }
         if attention.take(attention::KICK) != 0 {

@@ -4,7 +4,7 @@
 #![expect(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use super::apic::ApicBus;
 use super::attention::{Attention, CodeNews};
@@ -94,30 +94,35 @@ impl Shared {
         self.has_code.get(page as usize).is_some_and(|holders| holders.load(Ordering::SeqCst) != 0)
     }
 
-    /// `by` is about to decode code of a page of which it has none yet. The others are told to notice writes from now on,
-    /// and answer with [`CodeNews::Watched`], since they may have written before they knew.
+    /// `by`, who had none, is about to decode code of a page; only then may it look at what the page holds. If it is the
+    /// first, the others are told to notice writes from now on, and tell that they may have written before they knew.
     pub(super) fn decodes(&self, page: u32, by: u32) {
-        if let Some(holders) = self.has_code.get(page as usize) {
-            holders.fetch_add(1, Ordering::SeqCst);
-            self.tell_others(by, CodeNews::Decoded { page, by });
+        let Some(holders) = self.has_code.get(page as usize) else { return };
+        if holders.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.tell_others(page, by, CodeNews { decoded: true, ..CodeNews::default() });
         }
     }
 
-    /// One that called [`Shared::decodes`] has no more code of the page.
+    /// One who had decoded code of a page has forgotten it.
     pub(super) fn forgets(&self, page: u32) {
         if let Some(holders) = self.has_code.get(page as usize) {
             holders.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
-    /// Pieces of a page with code were written by `by`, who takes care of its own blocks.
-    pub(super) fn wrote(&self, page: u32, pieces: u64, by: u32) {
-        self.tell_others(by, CodeNews::Written { page, pieces });
+    /// A page was written by `by`, who takes care of its own blocks; `known` if it has any. Who decodes later sees what was
+    /// written; who did so before is told.
+    pub(super) fn wrote(&self, page: u32, news: CodeNews, by: u32, known: bool) {
+        fence(Ordering::SeqCst);
+        let holders = self.has_code.get(page as usize).map_or(0, |holders| holders.load(Ordering::SeqCst));
+        if holders > u8::from(known) {
+            self.tell_others(page, by, news);
+        }
     }
 
-    fn tell_others(&self, by: u32, news: CodeNews) {
+    fn tell_others(&self, page: u32, by: u32, news: CodeNews) {
         let others = self.attentions.iter().enumerate().filter(|(index, _)| *index != by as usize);
-        others.for_each(|(_, attention)| attention.tell(news));
+        others.for_each(|(_, attention)| attention.tell(page, news));
     }
 }
 

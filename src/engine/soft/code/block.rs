@@ -30,6 +30,8 @@ const PIECE: usize = PAGE / u64::BITS as usize;
 const JUMPS: usize = 4096;
 /// Bytes of decoded code that one CPU keeps; Debian with systemd needs about half.
 const MOST: usize = 192 << 20;
+/// Writes beside the blocks of a page after which it is no longer taken for one with code: most likely it got another use.
+const STRANGERS: u32 = 64;
 /// Longest instruction (SDM volume 2, 2.3.11).
 pub(in crate::engine::soft) const LONGEST: usize = 15;
 
@@ -66,6 +68,8 @@ struct CodePage {
     keys: Vec<u64>,
     /// 64-byte pieces that blocks were made from.
     pieces: u64,
+    /// Writes to other pieces.
+    strangers: u32,
 }
 
 impl CodePage {
@@ -223,7 +227,7 @@ impl Cpu {
         let mut copy = Box::new([0; PAGE]);
         // SAFETY: `host` is a whole page of RAM.
         unsafe { host::copy_out(host as u64, copy.as_mut_ptr(), PAGE) };
-        self.code.pages.insert(index, CodePage { copy, keys: Vec::new(), pieces: 0 });
+        self.code.pages.insert(index, CodePage { copy, keys: Vec::new(), pieces: 0, strangers: 0 });
     }
 
     /// A block of the one instruction at linear `linear`, which lies on two pages.
@@ -253,29 +257,30 @@ impl Cpu {
 
     /// Bytes of a page were written (a bit for each 64): blocks made of them are forgotten.
     pub(in crate::engine::soft) fn forget_code(&mut self, page: u32, pieces: u64) {
-        if self.code.pages.get(&page).is_some_and(|known| known.pieces & pieces != 0) {
+        let Some(known) = self.code.pages.get_mut(&page) else { return };
+        known.strangers += 1;
+        if known.pieces & pieces != 0 || known.strangers > STRANGERS {
             self.forget_page(page);
         }
     }
 
-    /// A page has no decoded code any more, and need not be watched for this CPU.
-    fn forget_page(&mut self, page: u32) {
-        self.forget_blocks(page);
-        if self.code.pages.remove(&page).is_some() {
-            self.code.size = self.code.size.saturating_sub(PAGE);
-            self.shared.forgets(page);
-        }
+    /// This CPU wrote to pieces of a page with code.
+    pub(in crate::engine::soft) fn code_written(&mut self, page: u32, pieces: u64) {
+        self.forget_code(page, pieces);
+        let news = CodeNews { written: pieces, ..CodeNews::default() };
+        self.shared.wrote(page, news, self.index, self.code.pages.contains_key(&page));
     }
 
-    /// The blocks of a page are made anew when they are next executed.
-    fn forget_blocks(&mut self, page: u32) {
-        let Some(known) = self.code.pages.get_mut(&page) else { return };
-        known.pieces = 0;
-        for key in std::mem::take(&mut known.keys) {
+    /// A page has no decoded code any more, and need not be watched for this CPU.
+    fn forget_page(&mut self, page: u32) {
+        let Some(known) = self.code.pages.remove(&page) else { return };
+        for key in known.keys {
             let block = self.code.blocks.remove(&key);
             self.code.size = self.code.size.saturating_sub(block.as_ref().map_or(0, |block| block.size()));
             self.code.graveyard.extend(block);
         }
+        self.code.size = self.code.size.saturating_sub(PAGE);
+        self.shared.forgets(page);
         // Nothing finds these blocks any more: jumps and code pages are looked up anew, the block under way ends.
         self.tlb.forget_code();
         self.end = std::ptr::null();
@@ -306,16 +311,20 @@ impl Cpu {
 
     /// Acts on what other vCPUs say about code.
     pub(in crate::engine::soft) fn hear_news(&mut self) {
-        for news in self.shared.attention(self.index).take_news() {
-            match news {
-                CodeNews::Decoded { page, by } => {
-                    if let Some(host) = self.shared.physical.host_of(page) {
-                        self.tlb.watch_writes(host);
-                    }
-                    self.shared.attention(by).tell(CodeNews::Watched { page });
-                }
-                CodeNews::Watched { page } => self.forget_blocks(page),
-                CodeNews::Written { page, pieces } => self.forget_code(page, pieces),
+        for (page, news) in self.shared.attention(self.index).take_news() {
+            let host = self.shared.physical.host_of(page).unwrap_or_default();
+            if news.decoded {
+                self.tlb.watch_writes(host);
+                // This CPU may have written since the other one decoded.
+                let doubt = CodeNews { doubtful: true, ..CodeNews::default() };
+                self.shared.wrote(page, doubt, self.index, self.code.pages.contains_key(&page));
+            }
+            if news.written != 0 {
+                self.forget_code(page, news.written);
+            }
+            let stale = |known: &CodePage| !known.is_current(host as u64);
+            if news.doubtful && self.code.pages.get(&page).is_some_and(stale) {
+                self.forget_page(page);
             }
         }
     }

@@ -268,7 +268,7 @@ impl Cpu {
                     _ => unsafe { host::copy_in(data.as_ptr(), host, data.len()) },
                 }
                 if code {
-                    self.code_written(page, host % PAGE, data.len() as u64);
+                    self.code_written(page, pieces_of(host % PAGE, data.len() as u64));
                 }
             }
             Place::Device(physical) => self.device_write(physical, data),
@@ -280,17 +280,9 @@ impl Cpu {
         if self.tlb.write::<u8>(at).is_none()
             && let Place::Ram { host, page, code: true } = self.place(at, Access::Write)?
         {
-            self.code_written(page, host % PAGE, len);
+            self.code_written(page, pieces_of(host % PAGE, len));
         }
         Ok(())
-    }
-
-    /// Bytes of a page with decoded code were written.
-    fn code_written(&mut self, page: u32, offset: u64, len: u64) {
-        let (first, last) = (offset / 64, (offset + len.max(1) - 1).min(PAGE - 1) / 64);
-        let pieces = (u64::MAX >> (63 - (last - first))) << first;
-        self.forget_code(page, pieces);
-        self.shared.wrote(page, pieces, self.index);
     }
 
     /// Reads registers of a device in pieces that it can answer.
@@ -324,6 +316,12 @@ impl Cpu {
             at += part as u64;
         }
     }
+}
+
+/// Pieces of 64 bytes that `len` bytes at `offset` within a page lie in, a bit each.
+fn pieces_of(offset: u64, len: u64) -> u64 {
+    let (first, last) = (offset / 64, (offset + len.max(1) - 1).min(PAGE - 1) / 64);
+    (u64::MAX >> (63 - (last - first))) << first
 }
 
 /// Sizes of the accesses to a device that `len` bytes are made of: 8, 4, 2, 1.

@@ -60,6 +60,19 @@ mod code {
 pub(in crate::engine::soft) const PHYSICAL_BITS: u32 = 46;
 const RESERVED_ADDRESS: u64 = pte::ADDRESS & !((1 << PHYSICAL_BITS) - 1);
 
+/// Walks that find entries changed under way before a page fault without cause is raised, which software must expect.
+const PATIENCE: u32 = 1000;
+
+/// Why a walk led nowhere.
+#[derive(Debug)]
+enum Failed {
+    /// To a page fault with this error code.
+    Fault(u32),
+    /// Another CPU changed an entry before it could be marked: the walk must begin again. What it found must not be used,
+    /// since the other CPU relies on what it took away carrying the mark of every access.
+    Changed,
+}
+
 /// One level of a paging mode.
 struct Level {
     shift: u32,
@@ -113,17 +126,22 @@ impl Cpu {
         } else {
             LEGACY
         };
-        match self.walk(at, access, user, levels, if long || pae { 8 } else { 4 }) {
-            Ok(mapping) => Ok(mapping),
-            Err(error) => {
-                self.fault = Fault { vector: fault::PF, error: Some(error), address: at };
-                Err(Break::Fault)
+        let mut error = 0;
+        for _ in 0..PATIENCE {
+            match self.walk(at, access, user, levels, if long || pae { 8 } else { 4 }) {
+                Ok(mapping) => return Ok(mapping),
+                Err(Failed::Changed) => {}
+                Err(Failed::Fault(code)) => {
+                    error = code;
+                    break;
+                }
             }
         }
+        self.fault = Fault { vector: fault::PF, error: Some(error), address: at };
+        Err(Break::Fault)
     }
 
-    /// The error code of the page fault, if it is one.
-    fn walk(&self, at: u64, access: Access, user: bool, levels: &[Level], entry_bytes: u64) -> Result<Mapping, u32> {
+    fn walk(&self, at: u64, access: Access, user: bool, levels: &[Level], entry_bytes: u64) -> Result<Mapping, Failed> {
         let no_execute = self.system.efer & efer::NXE != 0;
         let mut error = if user { code::USER } else { 0 };
         error |= if access == Access::Write { code::WRITE } else { 0 };
@@ -134,13 +152,13 @@ impl Cpu {
         let (mut rights, mut nx) = (pte::WRITABLE | pte::USER, 0);
         for (depth, level) in levels.iter().enumerate() {
             let slot = table + (at >> level.shift & ((1 << level.index_bits) - 1)) * entry_bytes;
-            let entry = self.entry(slot, entry_bytes).ok_or(error)?;
+            let entry = self.entry(slot, entry_bytes).ok_or(Failed::Fault(error))?;
             if entry & pte::PRESENT == 0 {
-                return Err(error);
+                return Err(Failed::Fault(error));
             }
             let last = level.shift == 12 || (level.large && entry & pte::LARGE != 0 && self.large_pages(entry_bytes));
             self.check_reserved(entry, entry_bytes, level, last, no_execute)
-                .map_err(|()| error | code::PRESENT | code::RESERVED)?;
+                .map_err(|()| Failed::Fault(error | code::PRESENT | code::RESERVED))?;
             // The four entries of legacy PAE's top level have no rights and no accessed bit.
             let top_of_pae = legacy_pae && depth == 0;
             if !top_of_pae {
@@ -149,14 +167,15 @@ impl Cpu {
             }
             if !last {
                 if !top_of_pae {
-                    self.mark(slot, entry, pte::ACCESSED, entry_bytes);
+                    self.mark(slot, entry, pte::ACCESSED, entry_bytes)?;
                 }
                 table = entry & pte::ADDRESS;
                 continue;
             }
-            self.check_rights(rights, nx != 0 && entry_bytes == 8, access, user).map_err(|()| error | code::PRESENT)?;
+            self.check_rights(rights, nx != 0 && entry_bytes == 8, access, user)
+                .map_err(|()| Failed::Fault(error | code::PRESENT))?;
             let dirty = if access == Access::Write { pte::DIRTY } else { 0 };
-            self.mark(slot, entry, pte::ACCESSED | dirty, entry_bytes);
+            self.mark(slot, entry, pte::ACCESSED | dirty, entry_bytes)?;
             let size = 1u64 << level.shift;
             let may_write = rights & pte::WRITABLE != 0 || (!user && self.system.cr0 & cr0::WP == 0);
             let page = entry & pte::ADDRESS & !(size - 1);
@@ -167,7 +186,7 @@ impl Cpu {
                 global: entry & pte::GLOBAL != 0 && self.system.cr4 & cr4::PGE != 0,
             });
         }
-        Err(error)
+        Err(Failed::Fault(error))
     }
 
     fn large_pages(&self, entry_bytes: u64) -> bool {
@@ -218,20 +237,21 @@ impl Cpu {
         Some(unsafe { if bytes == 8 { host::load::<u64>(host) } else { host::load::<u32>(host).into() } })
     }
 
-    /// Sets bits of the entry at `slot` if it is still `entry`; if another CPU changed it, that CPU flushes anyway.
-    fn mark(&self, slot: u64, entry: u64, bits: u64, bytes: u64) {
+    /// Sets bits of the entry at `slot` if it is still `entry`.
+    fn mark(&self, slot: u64, entry: u64, bits: u64, bytes: u64) -> Result<(), Failed> {
         if entry & bits == bits {
-            return;
+            return Ok(());
         }
-        let Some(page) = self.shared.physical.page(slot) else { return };
+        let Some(page) = self.shared.physical.page(slot) else { return Ok(()) };
         let host = page.host as u64 + (slot & 0xfff);
         // SAFETY: as in `entry`.
-        unsafe {
+        let was = unsafe {
             if bytes == 8 {
-                host::compare_exchange::<u64>(host, entry, entry | bits);
+                host::compare_exchange::<u64>(host, entry, entry | bits)
             } else {
-                host::compare_exchange::<u32>(host, entry as u32, (entry | bits) as u32);
+                host::compare_exchange::<u32>(host, entry as u32, (entry | bits) as u32).into()
             }
-        }
+        };
+        if was == entry { Ok(()) } else { Err(Failed::Changed) }
     }
 }
