@@ -7,8 +7,10 @@
 //! | `queues` | virtqueues in memory of any content; requests to every device's handler |
 //! | `registers` | registers of both transports, PCI configuration space, ports, I/O APIC |
 //! | `files` | kernels, initial RAM file systems, disk images |
+//! | `cpu` | the software CPU: bytes as guest code |
 //! | `texts` | device options, specification files, kernel command lines |
 
+mod cpu;
 mod files;
 mod queues;
 mod registers;
@@ -54,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kernel", run: files::kernel, seeds: files::kernels },
     Target { name: "initrd", run: files::initrd, seeds: none },
     Target { name: "image", run: files::image, seeds: files::images },
+    Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },
 ];
