@@ -9,9 +9,9 @@
 
 #[cfg(test)]
 pub mod contract;
+mod crash;
 #[cfg(test)]
 pub mod guests;
-mod crash;
 pub mod kvm;
 pub mod soft;
 

@@ -57,14 +57,7 @@ type Asm = std::result::Result<(), IcedError>;
 
 /// Runs every guest; panics name the one that failed.
 pub fn run_all(engine: &dyn Engine) {
-    let files = [
-        exceptions::TESTS,
-        paging::TESTS,
-        modify::TESTS,
-        interrupts::TESTS,
-        modes::TESTS,
-        smp::TESTS,
-    ];
+    let files = [exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
     for (name, test) in files.into_iter().flatten() {
         println!("{}: {name}", engine.name());
         test(engine);

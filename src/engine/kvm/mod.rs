@@ -119,13 +119,13 @@ mod tests {
             Err(e) => println!("\nSKIPPED engine::kvm contract: {e}"),
         }
 
-    /// The same for larger guests.
-    #[test]
-    fn guests() {
-        match KvmEngine::open() {
-            Ok(engine) => guests::run_all(&engine),
-            Err(e) => println!("\nSKIPPED engine::kvm guests: {e}"),
+        /// The same for larger guests.
+        #[test]
+        fn guests() {
+            match KvmEngine::open() {
+                Ok(engine) => guests::run_all(&engine),
+                Err(e) => println!("\nSKIPPED engine::kvm guests: {e}"),
+            }
         }
-    }
     }
 }
