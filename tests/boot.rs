@@ -190,11 +190,13 @@ fn sigterm_asks_the_guest_and_a_second_one_ends_it() {
 #[test]
 fn the_report_is_json() {
     let path = std::env::temp_dir().join(format!("belljar-report-{}", std::process::id()));
-    let outcome = guest!("6.12-cloud/vmlinux").arg("--report", &path).append("bj.end=reboot").script("true").run();
+    let guest = guest!("6.12-cloud/vmlinux");
+    let engine = guest.engine;
+    let outcome = guest.arg("--report", &path).append("bj.end=reboot").script("true").run();
     outcome.code(0);
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!((&report["verdict"], &report["exit_code"]), (&"rebooted".into(), &0.into()));
-    assert_eq!(report["engine"], "kvm");
+    assert_eq!(report["engine"], engine);
     assert!(report["exits"]["port_out"].as_u64().unwrap() > 0);
 }

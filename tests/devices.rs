@@ -200,7 +200,7 @@ fn memory_that_the_guest_frees_comes_back() {
     let report = dir.path().join("report");
     let guest = guest!(KERNEL).args(["--memory", "320M", "--balloon", "stats=1,free-page-reporting"]);
     let guest = guest.arg("--report", &report);
-    let guest = guest.env("BELLJAR_LOG", "belljar::devices::balloon=debug");
+    let guest = guest.env("BELLJAR_LOG", "warn,belljar::devices::balloon=debug");
     let mut guest = guest.script(&[FILL, script].concat()).start();
     guest.expect("\nused");
     guest.hear("free-bytes");

@@ -1,5 +1,5 @@
 //! `belljar boot` on a terminal: keys, raw mode, and that the terminal is given back however it ends. The guest is a few
-//! instructions that echo what the serial port receives, so any KVM will do.
+//! instructions that echo what the serial port receives, so any KVM will do, and the software CPU.
 
 mod common;
 
@@ -7,22 +7,21 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use common::tiny;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const AT: u32 = 0x10_0000;
 
-/// An ELF kernel with a PVH entry: prints `ready`, then sends back whatever comes.
+/// Prints `ready`, then sends back whatever comes.
 fn echo_kernel() -> Vec<u8> {
     const MESSAGE: &[u8] = b"ready\n";
     let mut code = vec![0xbe]; // mov esi, message
-    code.extend((AT + 0x800).to_le_bytes());
+    code.extend((tiny::AT + 0x800).to_le_bytes());
     code.push(0xb9); // mov ecx, length
     code.extend((MESSAGE.len() as u32).to_le_bytes());
     code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
@@ -31,31 +30,7 @@ fn echo_kernel() -> Vec<u8> {
     code.extend([0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, 0xeb, 0xee]); // mov dx, 0x3f8; in al, dx; out dx, al; jmp wait
     code.resize(0x800, 0x90);
     code.extend(MESSAGE);
-    let mut note = Vec::new();
-    for word in [4u32, 4, 18] {
-        note.extend(word.to_le_bytes()); // XEN_ELFNOTE_PHYS32_ENTRY
-    }
-    note.extend(b"Xen\0");
-    note.extend(AT.to_le_bytes());
-
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    let mut word = |value: u64, len: usize| elf.extend(&value.to_le_bytes()[..len]);
-    for (value, len) in [(2, 2), (62, 2), (1, 4), (AT.into(), 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (2, 2)] {
-        word(value, len);
-    }
-    (0..3).for_each(|_| word(0, 2));
-    for (kind, offset, at, len) in [(1, 0x1000, AT.into(), code.len() as u64), (4, 0x200, 0, note.len() as u64)] {
-        [kind, 7].into_iter().for_each(|value| word(value, 4));
-        for value in [offset, at, at, len, len, 4096] {
-            word(value, 8);
-        }
-    }
-    elf.resize(0x200, 0);
-    elf.extend(note);
-    elf.resize(0x1000, 0);
-    elf.extend(code);
-    elf
+    tiny::kernel(&code)
 }
 
 struct Session {
@@ -67,12 +42,9 @@ struct Session {
 }
 
 impl Session {
-    /// Starts belljar on a new terminal; none where there is no KVM.
+    /// Starts belljar on a new terminal; none where there is nothing to run it on.
     fn start() -> Option<Self> {
-        if !Path::new("/dev/kvm").exists() {
-            println!("\nSKIPPED: no /dev/kvm");
-            return None;
-        }
+        let engine = common::tiny_engine()?;
         let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&user).unwrap();
         unlockpt(&user).unwrap();
@@ -84,7 +56,7 @@ impl Session {
         std::fs::write(&kernel, echo_kernel()).unwrap();
         let side = || Stdio::from(terminal.try_clone().unwrap());
         let child = Command::new(common::belljar())
-            .args(["boot", "--engine", "kvm", "--serial", "stdio", "--timeout", "60", "--kernel"])
+            .args(["boot", "--engine", engine, "--serial", "stdio", "--timeout", "60", "--kernel"])
             .arg(kernel)
             .stdin(side())
             .stdout(side())

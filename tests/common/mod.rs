@@ -1,7 +1,8 @@
 //! What all tests with real guests need: where kernels are, how to start belljar, how to talk to a guest.
 //!
-//! The tests run where KVM is real: on such a host directly, elsewhere through `scripts/nested`. `scripts/test` sets
-//! the environment up; without it they say loudly that they were skipped.
+//! The tests run on the engine that `BELLJAR_TEST_ENGINE` names: on the software CPU (`soft`) anywhere; on KVM (`kvm`, and
+//! if nothing is said) where it is real: on such a host directly, elsewhere through `scripts/nested`. `scripts/test`
+//! sets the environment up; without it they say loudly that they were skipped.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -11,7 +12,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Guests boot in seconds natively; nested under emulation in ten, on a loaded machine in more.
+pub mod tiny;
+
+/// Guests boot in seconds natively and on the software CPU; nested under emulation in ten, on a loaded machine in more.
 pub const BOOT: Duration = Duration::from_secs(120);
 
 /// The belljar binary under test.
@@ -29,15 +32,45 @@ pub fn asset(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Whether KVM runs unmodified guests here; if not, says so.
-pub fn real_kvm() -> bool {
+/// The engine that `BELLJAR_TEST_ENGINE` asks for, `kvm` or `soft`.
+pub fn wanted_engine() -> Option<&'static str> {
+    match std::env::var("BELLJAR_TEST_ENGINE").as_deref() {
+        Ok("soft") => Some("soft"),
+        Ok("kvm") => Some("kvm"),
+        Err(std::env::VarError::NotPresent) => None,
+        other => panic!("BELLJAR_TEST_ENGINE: neither kvm nor soft: {other:?}"),
+    }
+}
+
+/// What runs kernels in this test run; if nothing does, says so.
+pub fn engine() -> Option<&'static str> {
+    if wanted_engine() == Some("soft") {
+        return Some("soft");
+    }
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let real = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists();
     if !real {
         println!("\nSKIPPED: no KVM with VT-x or SVM here: run scripts/test");
     }
-    real
+    real.then_some("kvm")
 }
+
+/// What runs guests of a few plain instructions: as [`engine`], but any KVM will do, and where there is none and none
+/// was asked for, the software CPU.
+pub fn tiny_engine() -> Option<&'static str> {
+    let wanted = wanted_engine();
+    if wanted == Some("soft") || std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+        return wanted.or(Some("kvm"));
+    }
+    if wanted.is_some() {
+        println!("\nSKIPPED: no usable /dev/kvm here");
+        return None;
+    }
+    Some("soft")
+}
+
+/// What the software CPU says when it meets an instruction that it should have, but has not.
+pub const UNIMPLEMENTED: &str = "unimplemented instruction";
 
 /// A directory for files of a test; on a file system with holes and direct I/O, which not every /tmp has.
 pub fn scratch() -> tempfile::TempDir {
@@ -57,6 +90,8 @@ pub fn host(program: &str, args: &[&str]) -> String {
 
 /// A guest to boot.
 pub struct Guest {
+    /// What runs it.
+    pub engine: &'static str,
     command: Command,
     append: Vec<String>,
     limit: u64,
@@ -77,14 +112,14 @@ impl Guest {
     /// `belljar boot` of a kernel asset with its test initramfs: `6.12-cloud` (bzImage) or `6.12-cloud/vmlinux`.
     pub fn new(kernel: &str) -> Option<Self> {
         let (name, image) = kernel.split_once('/').unwrap_or((kernel, "bzImage"));
-        let (true, Some(dir), Some(initramfs)) =
-            (real_kvm(), asset(&format!("kernel-{name}")), asset(&format!("initramfs-{name}")))
+        let (Some(engine), Some(dir), Some(initramfs)) =
+            (engine(), asset(&format!("kernel-{name}")), asset(&format!("initramfs-{name}")))
         else {
             return None;
         };
         let mut command = Command::new(belljar());
-        command.args(["boot", "--kernel"]).arg(dir.join(image)).arg("--initrd").arg(initramfs);
-        Some(Self { command, append: vec!["quiet".into()], limit: 110 })
+        command.args(["boot", "--engine", engine, "--kernel"]).arg(dir.join(image)).arg("--initrd").arg(initramfs);
+        Some(Self { engine, command, append: vec!["quiet".into()], limit: 110 })
     }
 
     /// With `tests/guests/guest_tool.rs` as `guest-tool`, in a second initramfs.
@@ -320,7 +355,9 @@ impl Session {
         };
         self.talk.drain(Duration::from_secs(5));
         self.errors.drain(Duration::from_secs(5));
-        Outcome { status, console: self.talk.seen.replace('\r', ""), errors: self.errors.seen }
+        let outcome = Outcome { status, console: self.talk.seen.replace('\r', ""), errors: self.errors.seen };
+        assert!(!outcome.errors.contains(UNIMPLEMENTED), "{outcome}");
+        outcome
     }
 }
 
