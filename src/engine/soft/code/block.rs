@@ -114,6 +114,7 @@ pub(in crate::engine::soft) struct CodeCache {
     crossings: FxHashMap<u64, Crossing>,
     jumps: Box<[Jump]>,
     /// Blocks that were forgotten while one of them may be executed.
+    #[allow(clippy::vec_box, reason = "whoever executes one must not see it move")]
     graveyard: Vec<Box<Block>>,
     /// Bytes that all of it takes, roughly.
     size: usize,

@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use super::data::{by_condition, condition};
+use super::conditional::{by_condition, condition};
 use crate::engine::soft::code::decode::Target;
 use crate::engine::soft::code::lower::{Lowered, Operand, bytes, operand};
 use crate::engine::soft::code::op::{Handler, Op};

@@ -8,6 +8,7 @@ mod alu;
 mod arithmetic;
 mod bits;
 mod branch;
+mod conditional;
 mod data;
 mod multiply;
 mod other;
@@ -37,9 +38,10 @@ pub(super) fn lower(insn: &Instruction, op: &mut Op, target: &Target<'_>) -> Low
         return Lowered::NotMine;
     }
     type Family = fn(&Instruction, &mut Op, &Target<'_>) -> Lowered;
-    let families: [Family; 7] = [
+    let families: [Family; 8] = [
         |insn, op, _| alu::lower(insn, op, true),
         |insn, op, target| data::lower(insn, op, target.size),
+        |insn, op, _| conditional::lower(insn, op),
         branch::lower,
         |insn, op, target| stack::lower(insn, op, target.size),
         |insn, op, _| shift::lower(insn, op),

@@ -89,7 +89,7 @@ impl Cpu {
     /// Eight random bytes of the host's, or of the seed's; none if the host has none now.
     fn random_number(&mut self) -> Option<u64> {
         if let Some(seeded) = &mut self.random {
-            return Some(seeded.next());
+            return Some(seeded.next_u64());
         }
         let mut bytes = [0; 8];
         let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
