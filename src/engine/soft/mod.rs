@@ -3,7 +3,7 @@
 //! An interpreter over decoded blocks. `code/` decodes guest code into operations and finds them again, `run.rs` executes
 //! them, `exec/` holds integer instructions, `system/` what kernels use (segments, interrupts, control registers),
 //! `vector/` x87 to AVX2 by native thunks, `memory/` paging and RAM, `apic/` the local APIC, `careful.rs` and
-//! `trace/` runs that can be repeated and looked at. Each vCPU is one [`cpu::Cpu`], owned by its thread; what vCPUs share is
+//! `trace/` runs that can be repeated and looked at. Each vCPU is one `cpu::Cpu`, owned by its thread; what vCPUs share is
 //! in `shared.rs`, and other threads reach a vCPU through `attention.rs`.
 
 mod apic;
