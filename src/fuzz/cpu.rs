@@ -81,7 +81,7 @@ pub fn code(bytes: &[u8]) {
     // The same again elsewhere, for jumps that go astray.
     ram.write(0, code.get(..64).unwrap_or(code)).unwrap();
     let cpus = if flags & 2 != 0 { 2 } else { 1 };
-    let vm = engine().create_vm(&ram, &VmConfig { cpus, ioapic_pins: 4 }).unwrap();
+    let vm = engine().create_vm(&ram, &VmConfig { cpus, ioapic_pins: 4, deterministic: None }).unwrap();
     let mut vcpus: Vec<_> = (0..cpus).map(|index| vm.create_vcpu(index).unwrap()).collect();
     for vcpu in &mut vcpus {
         vcpu.set_cpuid(&vm.supported_cpuid().unwrap()).unwrap();

@@ -227,7 +227,7 @@ impl Setup {
 fn correct(event: &mut Event) {
     match (event.vector, event.error) {
         (14, error) if error & 8 != 0 => event.error |= 1,
-        (11 | 13, error @ (0x602 | 0x82)) => event.error = (error & !2) / 2 | 2,
+        (11 | 13, error @ (0x602 | 0x82)) => event.error = ((error & !2) / 2) | 2,
         _ => (),
     }
 }
