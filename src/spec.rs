@@ -2,6 +2,8 @@
 //!
 //! Nothing here touches the host; [`MachineSpec::validate`] finds what is wrong without opening a file.
 
+pub mod trace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -9,14 +11,20 @@ use std::path::PathBuf;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use trace::TraceSpec;
+
 use crate::arch::x86_64::level::CpuLevel;
 use crate::devices::{self, Kind, OptionError, Options, Spec, options::parse_size};
+use crate::engine::Deterministic;
 use crate::loader::Protocol;
 
 /// Most CPUs of a machine: APIC ids are 8 bits wide, and 255 is the broadcast.
 pub const MAX_CPUS: u32 = 254;
 /// Least RAM: below this no kernel of today unpacks itself.
 pub const MIN_MEMORY: u64 = 32 << 20;
+
+/// When the guest's time begins in runs that can be repeated: 1 January 2026, 0:00 UTC, in seconds since 1970.
+pub const DATE: u64 = 1_767_225_600;
 
 /// A machine to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +64,15 @@ pub struct MachineSpec {
     /// File that keeps the output of all consoles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
+    /// The same inputs give the same run, instruction by instruction; on the software CPU only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
+    /// With `deterministic`: what random numbers are made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// What is kept of the executed code; on the software CPU only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceSpec>,
     /// Devices by kind.
     #[serde(flatten)]
     pub devices: DeviceTables,
@@ -77,6 +94,9 @@ impl Default for MachineSpec {
             transport: Transport::default(),
             timeout: None,
             log: None,
+            deterministic: false,
+            seed: None,
+            trace: None,
             devices: DeviceTables::default(),
         }
     }
@@ -224,6 +244,16 @@ pub enum SpecError {
     AppendAndCmdline,
     #[error("--timeout 0: give at least 1 second")]
     Timeout,
+    #[error("--{0}: KVM cannot do it; use --engine soft, or leave --engine out")]
+    NotOnKvm(&'static str),
+    #[error("--deterministic goes with one CPU, not with --cpus {0}: the order in which several run is the host's")]
+    DeterministicCpus(u32),
+    #[error("{0} does not go with --deterministic: what comes from outside comes at a time of its own")]
+    Timed(&'static str),
+    #[error("--seed is for --deterministic: give both")]
+    Seed,
+    #[error("--trace: {0}")]
+    Trace(String),
     #[error("{0}")]
     Toml(String),
 }
@@ -280,6 +310,35 @@ impl MachineSpec {
         Ok(specs)
     }
 
+    fn validate_deterministic(&self) -> Result<(), SpecError> {
+        if let Some(mistake) = self.trace.as_ref().and_then(TraceSpec::mistake) {
+            return Err(SpecError::Trace(mistake));
+        }
+        if self.engine == EngineName::Kvm && (self.deterministic || self.trace.is_some()) {
+            return Err(SpecError::NotOnKvm(if self.deterministic { "deterministic" } else { "trace" }));
+        }
+        if !self.deterministic {
+            return if self.seed.is_some() { Err(SpecError::Seed) } else { Ok(()) };
+        }
+        if self.cpus != 1 {
+            return Err(SpecError::DeterministicCpus(self.cpus));
+        }
+        match self.devices()?.iter().find_map(|device| device.timed()) {
+            Some(device) => Err(SpecError::Timed(device)),
+            None => Ok(()),
+        }
+    }
+
+    /// The engine that the machine shall have: some things only the software CPU can do.
+    pub fn engine_wanted(&self) -> EngineName {
+        if self.deterministic || self.trace.is_some() { EngineName::Soft } else { self.engine }
+    }
+
+    /// How the run is made one that can be repeated, if it shall be.
+    pub fn deterministic(&self) -> Option<Deterministic> {
+        self.deterministic.then(|| Deterministic { seed: self.seed.unwrap_or(0), date: DATE })
+    }
+
     /// Finds what is wrong, as far as that can be told without touching the host.
     pub fn validate(&self) -> Result<(), SpecError> {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
@@ -300,6 +359,7 @@ impl MachineSpec {
         if self.self_extract && self.entry == Protocol::Pvh {
             return Err(SpecError::EntryOfSelfExtracting);
         }
+        self.validate_deterministic()?;
         let mut taken = BTreeSet::new();
         for what in self.devices()?.iter().filter_map(|device| device.exclusive()) {
             if !taken.insert(what.clone()) {

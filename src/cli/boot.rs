@@ -20,7 +20,7 @@ use crate::loader::Protocol;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
-use crate::spec::{EngineName, MachineSpec, Size, SpecError, Transport};
+use crate::spec::{EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
 
 /// Flags and help of the subcommand.
 pub fn command() -> Command {
@@ -94,12 +94,30 @@ fn machine_args() -> Vec<Arg> {
             .value_name("LEVEL")
             .value_parser(value_parser!(CpuLevel))
             .help("What the CPUs can do at most [default: all that engine and host have]"),
+        Arg::new("deterministic")
+            .long("deterministic")
+            .action(ArgAction::SetTrue)
+            .help("The same inputs give the same run, instruction by instruction (software CPU, one CPU)"),
+        Arg::new("seed")
+            .long("seed")
+            .value_name("N")
+            .value_parser(value_parser!(u64))
+            .help("With --deterministic: other random numbers [default: 0]"),
+        Arg::new("trace")
+            .long("trace")
+            .value_name("FILE,..")
+            .help(trace_help()),
         Arg::new("transport")
             .long("transport")
             .value_name("BUS")
             .value_parser(value_parser!(Transport))
             .help("How virtio devices are attached [default: pci]"),
     ]
+}
+
+fn trace_help() -> String {
+    let keys = trace::KEYS.iter().map(|key| format!("\n  {}={}: {}", key.name, key.value, key.about));
+    format!("Keep executed blocks and registers in FILE (software CPU):{}", keys.collect::<String>())
 }
 
 fn run_args() -> Vec<Arg> {
@@ -122,7 +140,7 @@ fn run_args() -> Vec<Arg> {
             .value_name("FILE")
             .value_parser(path())
             .help("Write what happened to FILE, as JSON"),
-        switch("stats", "Print exits by kind to stderr at the end"),
+        switch("stats", "Print exits by kind, and instructions, to stderr at the end"),
         switch("timing", "Print when the machine reached what to stderr at the end"),
         switch("dry-run", "Print the specification as TOML and the kernel command line, start nothing"),
     ]
@@ -156,10 +174,14 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine, limit, &signals).until_end();
     let verdict = Verdict::of(ending, machine.control());
+    let ram_sha256 = spec.deterministic.then(|| machine.ram_sha256()).transpose().map_err(Failure::failed)?;
     let report = Report {
         exit_code: verdict.exit_code(),
         engine: machine.engine(),
         exits: machine.stats(),
+        instructions: machine.instructions(),
+        cpu_seconds: machine.cpus().cpu_time().as_secs_f64(),
+        ram_sha256,
         timing: machine.timing(),
         devices: machine.device_statistics(),
         verdict,
@@ -178,6 +200,14 @@ struct Report {
     exit_code: u8,
     engine: &'static str,
     exits: ExitStats,
+    /// Guest instructions, if the engine counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<u64>,
+    /// CPU time of the vCPU threads.
+    cpu_seconds: f64,
+    /// With `--deterministic`: all RAM at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ram_sha256: Option<String>,
     timing: Timing,
     devices: BTreeMap<String, serde_json::Value>,
 }
@@ -189,6 +219,14 @@ fn conclude(matches: &ArgMatches, report: &Report, file: Option<File>) -> Result
     if matches.get_flag("stats") {
         let total = report.exits.total();
         eprintln!("belljar: exits to user space: {total} {}", json(&report.exits)?);
+        if let Some(count) = report.instructions {
+            let (seconds, millions) = (report.cpu_seconds, count as f64 / 1e6);
+            let speed = millions / seconds.max(1e-9);
+            eprintln!("belljar: instructions: {count} in {seconds:.2} s of CPU time, {speed:.0} MIPS");
+        }
+        if let Some(hash) = &report.ram_sha256 {
+            eprintln!("belljar: RAM at the end: sha256 {hash}");
+        }
     }
     if matches.get_flag("timing") {
         eprintln!("belljar: timing: {}", json(&report.timing)?);
@@ -233,6 +271,11 @@ fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
     spec.memory = *matches.get_one("memory").unwrap_or(&spec.memory);
     spec.engine = *matches.get_one("engine").unwrap_or(&spec.engine);
     spec.cpu = matches.get_one("cpu").copied().or(spec.cpu);
+    spec.deterministic |= matches.get_flag("deterministic");
+    spec.seed = matches.get_one("seed").copied().or(spec.seed);
+    if let Some(text) = matches.get_one::<String>("trace") {
+        spec.trace = Some(TraceSpec::from_flag(text).map_err(Failure::usage)?);
+    }
     spec.transport = *matches.get_one("transport").unwrap_or(&spec.transport);
     spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
     device_flags::apply(matches, &mut spec).map_err(Failure::usage)?;

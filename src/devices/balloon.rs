@@ -98,6 +98,10 @@ struct BalloonSpec {
 }
 
 impl Spec for BalloonSpec {
+    fn timed(&self) -> Option<&'static str> {
+        self.wishes.stats.map(|_| "--balloon stats")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let ram = builder.ram.size();
         if self.size >= ram {

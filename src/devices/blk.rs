@@ -124,7 +124,7 @@ struct DiskSpec {
 
 impl Spec for DiskSpec {
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
-        builder.virtio("disk", Box::new(Blk::open(self)?));
+        builder.virtio("disk", Box::new(Blk::open(self, builder.events.in_step())?));
         Ok(())
     }
 }
@@ -190,9 +190,10 @@ mod field {
 }
 
 impl Blk {
-    fn open(spec: &DiskSpec) -> Result<Self, AttachError> {
+    /// `in_step`: requests are to be done when their notification has been handled.
+    fn open(spec: &DiskSpec, in_step: bool) -> Result<Self, AttachError> {
         let disk = block::open(&spec.image).map_err(|e| AttachError(e.to_string()))?;
-        let way = choose_way(spec, &*disk)?;
+        let way = if in_step { Way::Sync } else { choose_way(spec, &*disk)? };
         Ok(Self::over(disk, spec, way))
     }
 

@@ -8,6 +8,7 @@ use crate::bus::BusDevice;
 use crate::devices::balloon::BalloonHandle;
 use crate::devices::console_output::ConsoleHub;
 use crate::devices::{AttachError, Notify};
+use crate::engine::Deterministic;
 use crate::host::event_loop::LoopHandle;
 use crate::irq::IrqLine;
 use crate::mem::Ram;
@@ -42,6 +43,8 @@ pub struct Builder<'a> {
     pub statistics: BTreeMap<String, Statistics>,
     /// Steers the balloon, if there is one.
     pub balloon: Option<BalloonHandle>,
+    /// The run shall be one that can be repeated: random numbers and the date come from here, and `events` is in step.
+    pub deterministic: Option<Deterministic>,
 }
 
 /// A device and its name in messages.

@@ -85,6 +85,10 @@ struct ConsoleSpec {
 }
 
 impl Spec for ConsoleSpec {
+    fn timed(&self) -> Option<&'static str> {
+        self.target.as_ref().is_some_and(Target::is_live).then_some("--console to=pty or to=socket")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let Some(target) = &self.target else { return Ok(()) };
         let output = builder.consoles.open("console0", target, builder.events)?;
@@ -194,7 +198,9 @@ impl Active {
         if self.listens {
             return self.characters.receive(&self.input, queues.queue(RECEIVE));
         }
-        self.alarm.set(PATIENCE);
+        if !self.output.stream().in_step() {
+            self.alarm.set(PATIENCE);
+        }
         Ok(())
     }
 

@@ -67,6 +67,11 @@ pub trait Spec: Debug + Send + Sync {
     fn exclusive(&self) -> Option<String> {
         None
     }
+    /// For a device that does things at times of its own, in the words of the command line, e.g. `--net`: a run with it
+    /// cannot be repeated.
+    fn timed(&self) -> Option<&'static str> {
+        None
+    }
     /// For a device that can be the kernel's console but gives way to a better one.
     fn plain_console(&self) -> Option<PlainConsole> {
         None

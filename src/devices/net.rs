@@ -118,6 +118,10 @@ impl Spec for NetSpec {
         Some(format!("--net tap={}", self.tap))
     }
 
+    fn timed(&self) -> Option<&'static str> {
+        Some("--net")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let fail = |e: String| AttachError(format!("--net {}: {e}", self.tap));
         let tap = Tap::open(&self.tap, self.queues).map_err(|e| fail(e.to_string()))?;

@@ -102,6 +102,10 @@ impl Spec for PortSpec {
         Some(format!("--port name={}", self.name))
     }
 
+    fn timed(&self) -> Option<&'static str> {
+        self.target.is_live().then_some("--port to=pty or to=socket")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         // A driver sleeps while it waits for a port, so there is no hurry, and whole messages want no delay.
         let style = Style { lines: false, patience: None, quit: Arc::new(|| {}) };

@@ -1,12 +1,14 @@
-//! An entropy source (virtio 1.3, section 5.4): the host's random numbers. Runs on the event loop.
+//! An entropy source (virtio 1.3, section 5.4): the host's random numbers, or those of a seed if the run shall be one that
+//! can be repeated. Runs on the event loop.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::host::log_limit::LogLimit;
+use crate::host::seeded::Seeded;
 use crate::host::vectored;
 use crate::virtio::config::ConfigSpace;
 use crate::virtio::queue::Queues;
@@ -51,20 +53,35 @@ struct RngSpec;
 
 impl Spec for RngSpec {
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
-        builder.virtio("rng", Box::new(Rng::new()?));
+        let source = match builder.deterministic {
+            Some(how) => Source::Seeded(Mutex::new(Seeded::new(how.seed, "rng"))),
+            None => Source::host()?,
+        };
+        builder.virtio("rng", Box::new(Rng::new(source)));
         Ok(())
     }
 }
 
 struct Rng {
-    source: Arc<File>,
+    source: Arc<Source>,
     config: ConfigSpace,
 }
 
 impl Rng {
-    fn new() -> Result<Self, AttachError> {
-        let source = File::open(SOURCE).map_err(|e| AttachError(format!("cannot open {SOURCE}: {e}")))?;
-        Ok(Self { source: Arc::new(source), config: ConfigSpace::new(0) })
+    fn new(source: Source) -> Self {
+        Self { source: Arc::new(source), config: ConfigSpace::new(0) }
+    }
+}
+
+/// Where the numbers come from; a stream goes on over resets.
+enum Source {
+    Host(File),
+    Seeded(Mutex<Seeded>),
+}
+
+impl Source {
+    fn host() -> Result<Self, AttachError> {
+        File::open(SOURCE).map(Self::Host).map_err(|e| AttachError(format!("cannot open {SOURCE}: {e}")))
     }
 }
 
@@ -78,13 +95,13 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, _: u64) -> Result<Box<dyn Handler>, ActivateError> {
-        Ok(Box::new(Source(self.source.clone())))
+        Ok(Box::new(Requests(self.source.clone())))
     }
 }
 
-struct Source(Arc<File>);
+struct Requests(Arc<Source>);
 
-impl Handler for Source {
+impl Handler for Requests {
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken> {
         static FAILED: LogLimit = LogLimit::new();
         let queue = queues.queue(index);
@@ -93,7 +110,18 @@ impl Handler for Source {
                 return Err(Broken("a request for random numbers has no room for them".into()));
             }
             chain.limit_writable(MOST);
-            match vectored::read(&*self.0, chain.writable()) {
+            let host = match &*self.0 {
+                Source::Host(host) => host,
+                Source::Seeded(seeded) => {
+                    let mut bytes = [0; MOST];
+                    seeded.lock().unwrap_or_else(PoisonError::into_inner).fill(&mut bytes);
+                    chain.write(&bytes);
+                    let written = chain.written();
+                    queue.push(chain, written)?;
+                    continue;
+                }
+            };
+            match vectored::read(host, chain.writable()) {
                 Ok(count) => chain.skip_writable(count),
                 Err(e) if FAILED.allow() => tracing::warn!("cannot read {SOURCE}: {e}"),
                 Err(_) => {}
@@ -111,7 +139,7 @@ mod tests {
     use crate::virtio::kit::{Kit, Part};
 
     fn kit() -> Kit {
-        Kit::new(Box::new(Rng::new().unwrap()))
+        Kit::new(Box::new(Rng::new(Source::host().unwrap())))
     }
 
     #[test]
@@ -126,6 +154,20 @@ mod tests {
             assert_ne!(first.data, vec![0xa5; 64]);
             kit.reset();
         }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_bytes_again() {
+        let bytes = |seed| {
+            let source = Source::Seeded(Mutex::new(Seeded::new(seed, "rng")));
+            let mut kit = Kit::new(Box::new(Rng::new(source)));
+            kit.activate(0);
+            [kit.request(0, &[], &[64]).data, kit.request(0, &[], &[8192]).data]
+        };
+        let first = bytes(1);
+        assert_eq!(first, bytes(1));
+        assert_ne!(first, bytes(2));
+        assert!(first[0] != first[1][..64] && first[1].len() == MOST);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! It exists so that nobody who looks for it waits: without it these ports read as ones, which a kernel takes for an
 //! update in progress and polls for a second. It has no interrupts, and time written to it is ignored: the host's clock
-//! is right. Accesses come on vCPU threads.
+//! is right. Accesses come on vCPU threads. In a run that can be repeated it stands still at the beginning of that.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -63,27 +63,29 @@ struct Rtc {
     /// The time shown until seconds or register A are read again: the parts of a time fit together.
     shown: Moment,
     taken: Option<Instant>,
+    /// Seconds since 1970 that it shows for ever.
+    stopped: Option<u64>,
 }
 
 /// Places the clock. A guest kernel that has kvmclock needs no other source of the time, so for it the clock is better
 /// not `listed` in ACPI: its driver would read it some fifty times at start. Other kernels need it to know the date.
 pub fn place(builder: &mut Builder<'_>, listed: bool) {
-    let device = Arc::new(Mutex::new(Rtc::new()));
+    let device = Arc::new(Mutex::new(Rtc::new(builder.deterministic.map(|how| how.date))));
     let hid = listed.then_some(HID_RTC);
     builder.ports.push(PlacedPorts { name: "rtc".into(), base: PORT, len: 2, gsi: None, hid, device });
 }
 
 impl Rtc {
-    fn new() -> Self {
+    fn new(stopped: Option<u64>) -> Self {
         let mut memory = [0; SIZE];
         memory[usize::from(STATUS_B)] = HOURS_24;
-        Self { index: 0, memory, shown: Moment::default(), taken: None }
+        Self { index: 0, memory, shown: Moment::default(), taken: None, stopped }
     }
 
     fn time(&mut self, afresh: bool) -> Moment {
         if afresh || self.taken.is_none_or(|taken| taken.elapsed() >= Duration::from_secs(1)) {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-            self.shown = moment(now);
+            let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+            self.shown = moment(self.stopped.unwrap_or_else(now));
             self.taken = Some(Instant::now());
         }
         self.shown
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_kernel_reads_the_time_at_once() {
-        let mut rtc = Rtc::new();
+        let mut rtc = Rtc::new(None);
         assert_eq!(get(&mut rtc, STATUS_A) & 0x80, 0, "no update in progress");
         assert_eq!(get(&mut rtc, STATUS_D), VALID);
         assert_eq!(get(&mut rtc, STATUS_B), HOURS_24);
@@ -217,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_time_is_the_hosts_and_memory_keeps_what_is_written() {
-        let mut rtc = Rtc::new();
+        let mut rtc = Rtc::new(None);
         set(&mut rtc, YEAR, 0x77);
         get(&mut rtc, SECONDS);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

@@ -92,6 +92,10 @@ struct SerialSpec {
 }
 
 impl Spec for SerialSpec {
+    fn timed(&self) -> Option<&'static str> {
+        self.target.as_ref().is_some_and(Target::is_live).then_some("--serial to=pty or to=socket")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let Some(target) = &self.target else { return Ok(()) };
         let name = "serial0";

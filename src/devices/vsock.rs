@@ -90,6 +90,10 @@ struct VsockSpec {
 }
 
 impl Spec for VsockSpec {
+    fn timed(&self) -> Option<&'static str> {
+        Some("--vsock")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let fail = |e| AttachError(format!("--vsock: cannot listen at {}: {e}", self.socket.display()));
         builder.virtio("vsock", Box::new(Vsock::new(&self.socket, self.cid).map_err(fail)?));

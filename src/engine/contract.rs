@@ -111,7 +111,7 @@ impl Guest {
         let ram = Ram::new(&[(0, RAM_SIZE)], Backing::Anonymous).unwrap();
         ram.write(CODE, code).unwrap();
         write_tables(&ram);
-        let vm = engine.create_vm(&ram, &VmConfig { cpus, ioapic_pins: 4 }).unwrap();
+        let vm = engine.create_vm(&ram, &VmConfig { cpus, ioapic_pins: 4, deterministic: None }).unwrap();
         Self { ram, vm }
     }
 

@@ -14,6 +14,7 @@ mod crash;
 pub mod guests;
 pub mod kvm;
 pub mod soft;
+pub mod trace;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::state::CpuState;
 use crate::irq::MsiSink;
 use crate::mem::Ram;
+pub use trace::Trace;
 
 /// The engine failed; never caused by what a guest does.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,19 @@ pub struct VmConfig {
     pub cpus: u32,
     /// Number of I/O APIC pins (GSIs 0 to n-1).
     pub ioapic_pins: u32,
+    /// The same inputs shall give the same run: one vCPU only. Such a VM rings no doorbells itself, so that the machine
+    /// can wait for its devices at each access. Engines that cannot do it refuse.
+    pub deterministic: Option<Deterministic>,
+}
+
+/// What a run that can be repeated has instead of chance and the time of day. One instruction takes one nanosecond of
+/// the guest's time, and a halted vCPU goes on at its next deadline at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deterministic {
+    /// What random numbers are made from.
+    pub seed: u64,
+    /// When the guest's time begins, in seconds since 1970 (UTC).
+    pub date: u64,
 }
 
 /// A virtual machine: memory and interrupt routing.
@@ -127,6 +142,10 @@ pub trait Vcpu: Send {
     fn run(&mut self, io: &dyn CpuIo) -> Result<Exit>;
     /// Counts of what made guest code stop, by kind.
     fn counters(&self) -> Arc<ExitCounters>;
+    /// Keeps a trace of what is executed from now on; written out when the vCPU is dropped. False: the engine cannot.
+    fn trace(&mut self, _trace: Trace) -> bool {
+        false
+    }
 }
 
 /// Interrupts a running vCPU.
@@ -179,6 +198,8 @@ pub struct ExitCounters {
     pub kicked: AtomicU64,
     /// All others.
     pub other: AtomicU64,
+    /// Guest instructions executed, if the engine counts them; exact whenever `run` has returned. No exits.
+    pub instructions: AtomicU64,
 }
 
 /// [`ExitCounters`] at one moment, of one or several vCPUs.

@@ -115,6 +115,7 @@ pub(super) fn device(name: &str, text: &str) -> Box<dyn VirtioDevice> {
         ports: Vec::new(),
         statistics: std::collections::BTreeMap::new(),
         balloon: None,
+        deterministic: None,
     };
     spec.attach(&mut builder).unwrap();
     builder.virtio.pop().unwrap().device

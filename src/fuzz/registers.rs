@@ -245,6 +245,7 @@ pub(super) fn board(data: &[u8]) {
         ports: Vec::new(),
         statistics: std::collections::BTreeMap::new(),
         balloon: None,
+        deterministic: None,
     };
     let serial = devices::kind("serial").unwrap();
     let mut options = Options::from_flag("serial", serial.keys(), "null").unwrap();

@@ -67,6 +67,13 @@ impl fmt::Display for Target {
     }
 }
 
+impl Target {
+    /// Whether somebody at the other end connects and writes when he likes.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Pty | Self::Socket(_))
+    }
+}
+
 /// The output side of a place.
 #[derive(Debug)]
 pub struct Sink {

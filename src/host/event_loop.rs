@@ -3,8 +3,12 @@
 //! A machine has one loop for everything that never blocks; a device whose work may block (synchronous disk I/O)
 //! gets a loop of its own.
 
-use std::sync::Arc;
+//!
+//! A loop in step ([`EventLoop::start_in_step`]) serves machines whose runs can be repeated: their CPU waits after each
+//! access to a device until the loop has nothing left to do ([`LoopHandle::settle`]).
+
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
@@ -37,7 +41,73 @@ pub struct EventLoop {
 
 /// A way to reach a loop from other threads.
 #[derive(Clone)]
-pub struct LoopHandle(RemoteEndpoint<Subscriber>);
+pub struct LoopHandle {
+    endpoint: RemoteEndpoint<Subscriber>,
+    step: Option<Arc<Step>>,
+}
+
+/// What a loop in step and those who wait for it tell each other.
+#[derive(Debug, Default)]
+struct Step {
+    progress: Mutex<Progress>,
+    settled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Number of the last wish that the loop be idle.
+    asked: u64,
+    /// The loop was idle after this one.
+    settled: u64,
+    ended: bool,
+}
+
+/// Turns after which a loop is called idle although it is not: something on it is ready for ever, which is a mistake.
+const MANY_TURNS: u32 = 100_000;
+
+impl Step {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On the loop, after a turn: if somebody waits, takes turns until nothing is ready.
+    fn follow(&self, manager: &mut EventManager<Subscriber>) -> event_manager::Result<()> {
+        let asked = {
+            let progress = self.progress();
+            if progress.asked == progress.settled {
+                return Ok(());
+            }
+            progress.asked
+        };
+        let mut turns = 0;
+        while manager.run_with_timeout(0)? > 0 {
+            turns += 1;
+            if turns == MANY_TURNS {
+                tracing::error!("the devices find no rest: this run cannot be repeated");
+                break;
+            }
+        }
+        self.progress().settled = asked;
+        self.settled.notify_all();
+        Ok(())
+    }
+
+    fn end(&self) {
+        self.progress().ended = true;
+        self.settled.notify_all();
+    }
+
+    fn wait(&self, kick: impl FnOnce()) {
+        let mine = {
+            let mut progress = self.progress();
+            progress.asked += 1;
+            progress.asked
+        };
+        kick();
+        let waiting = |progress: &mut Progress| progress.settled < mine && !progress.ended;
+        drop(self.settled.wait_while(self.progress(), waiting));
+    }
+}
 
 impl std::fmt::Debug for EventLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,21 +124,35 @@ impl std::fmt::Debug for LoopHandle {
 impl EventLoop {
     /// Starts a thread called `name` (tools show 15 characters of it).
     pub fn start(name: &str) -> Result<Self, Error> {
+        Self::start_with(name, None)
+    }
+
+    /// The same for a machine whose CPU waits for its devices: all of them are to run on this one loop, and none may do
+    /// anything at a time of its own.
+    pub fn start_in_step(name: &str) -> Result<Self, Error> {
+        Self::start_with(name, Some(Arc::default()))
+    }
+
+    fn start_with(name: &str, step: Option<Arc<Step>>) -> Result<Self, Error> {
         let fail = |reason: String| Error::Start { name: name.into(), reason };
         let mut manager = EventManager::<Subscriber>::new_with_capacity(32).map_err(|e| fail(e.to_string()))?;
-        let handle = LoopHandle(manager.remote_endpoint());
+        let handle = LoopHandle { endpoint: manager.remote_endpoint(), step: step.clone() };
         let end = Arc::new(AtomicBool::new(false));
         let ended = end.clone();
         let thread = std::thread::Builder::new()
             .name(name.into())
             .stack_size(256 << 10)
             .spawn(move || {
+                let step = step.as_deref();
                 while !ended.load(Ordering::Acquire) {
-                    if let Err(e) = manager.run() {
+                    let turn = manager.run();
+                    let turn = turn.and_then(|_| step.map_or(Ok(()), |step| step.follow(&mut manager)));
+                    if let Err(e) = turn {
                         tracing::error!("event loop stopped: {e}");
-                        return;
+                        break;
                     }
                 }
+                step.into_iter().for_each(Step::end);
             })
             .map_err(|e| fail(e.to_string()))?;
         Ok(Self { handle, end, thread: Some(thread) })
@@ -83,7 +167,7 @@ impl EventLoop {
 impl Drop for EventLoop {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Release);
-        let kicked = self.handle.0.kick();
+        let kicked = self.handle.endpoint.kick();
         if let (Ok(()), Some(thread)) = (kicked, self.thread.take()) {
             // A panic on the loop's thread was already printed there; nothing is left to do about it here.
             let _ = thread.join();
@@ -92,16 +176,34 @@ impl Drop for EventLoop {
 }
 
 impl LoopHandle {
+    /// Whether the machine waits for this loop: then nothing on it may depend on time or on other threads.
+    pub fn in_step(&self) -> bool {
+        self.step.is_some()
+    }
+
+    /// Waits until all that was ready on the loop is handled, and all that followed from it. Returns at once if the loop
+    /// is not in step. Not on the loop's own thread, and without a lock that something on the loop may want.
+    pub fn settle(&self) {
+        if let Some(step) = &self.step {
+            step.wait(|| {
+                if let Err(e) = self.endpoint.kick() {
+                    tracing::error!("cannot reach the devices: {e}");
+                    step.end();
+                }
+            });
+        }
+    }
+
     /// Puts `subscriber` on the loop and returns when it is initialised. Must not be called on the loop's own thread.
     pub fn add(&self, subscriber: Subscriber) -> Result<SubscriberId, Error> {
-        self.0
+        self.endpoint
             .call_blocking(|ops| Ok::<_, event_manager::Error>(ops.add_subscriber(subscriber)))
             .map_err(|e| Error::Gone(e.to_string()))
     }
 
     /// Takes a subscriber off the loop, after it has finished what it is doing. Not on the loop's own thread.
     pub fn remove(&self, id: SubscriberId) -> Result<Subscriber, Error> {
-        self.0.call_blocking(move |ops| ops.remove_subscriber(id)).map_err(|e| Error::Gone(e.to_string()))
+        self.endpoint.call_blocking(move |ops| ops.remove_subscriber(id)).map_err(|e| Error::Gone(e.to_string()))
     }
 }
 
@@ -121,6 +223,53 @@ mod tests {
         fn init(&mut self, ops: &mut EventOps) {
             ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
         }
+    }
+
+    /// Hands on what it gets to the next, `left` times, and counts.
+    struct Relay {
+        fds: [EventFd; 2],
+        left: u32,
+        count: Arc<std::sync::atomic::AtomicU32>,
+    }
+    impl MutEventSubscriber for Relay {
+        fn process(&mut self, events: Events, _: &mut EventOps) {
+            let at = events.data() as usize;
+            self.fds[at].read().unwrap();
+            self.count.fetch_add(1, Ordering::SeqCst);
+            if self.left > 0 {
+                self.left -= 1;
+                self.fds[1 - at].write(1).unwrap();
+            }
+        }
+        fn init(&mut self, ops: &mut EventOps) {
+            for (fd, data) in self.fds.iter().zip(0..) {
+                ops.add(Events::with_data(fd, data, EventSet::IN)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_loop_in_step_has_done_all_when_it_is_settled() {
+        let looped = EventLoop::start_in_step("test-step").unwrap();
+        let handle = looped.handle();
+        assert!(handle.in_step());
+        for round in 0..50 {
+            let fds = [EventFd::new(0).unwrap(), EventFd::new(0).unwrap()];
+            let (count, bell) = (Arc::default(), fds[0].try_clone().unwrap());
+            let relay = Relay { fds, left: round, count: Arc::clone(&count) };
+            let id = handle.add(Box::new(relay)).unwrap();
+            handle.settle();
+            assert_eq!(count.load(Ordering::SeqCst), 0);
+            bell.write(1).unwrap();
+            handle.settle();
+            assert_eq!(count.load(Ordering::SeqCst), round + 1);
+            handle.remove(id).unwrap();
+        }
+        drop(looped);
+        handle.settle();
+        let free = EventLoop::start("test-free").unwrap();
+        assert!(!free.handle().in_step());
+        free.handle().settle();
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod log_limit;
 pub mod parts;
 pub mod register_page;
+pub mod seeded;
 pub mod signal;
 pub mod socket;
 pub mod stream;

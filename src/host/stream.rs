@@ -7,6 +7,11 @@
 //!
 //! Lock order: whatever a device holds, then `output` or `input` (never both), then the alarm's.
 
+//!
+//! On a loop in step a stream never acts at a time of its own: input from a file or pipe is read whole before the guest
+//! starts, listeners hear nothing, and output waits for its reader instead of letting the guest wait.
+
+mod preload;
 mod pump;
 
 use std::collections::VecDeque;
@@ -93,6 +98,8 @@ struct Shared {
     input: Mutex<Input>,
     /// The terminal, if it is one that the user sits at.
     terminal: Option<OwnedFd>,
+    /// See [`Stream::in_step`].
+    in_step: bool,
 }
 
 #[derive(Debug, Default)]
@@ -142,8 +149,19 @@ impl Stream {
     /// Opens `target` for the device called `name` and puts its pump on `events`.
     pub fn open(name: &str, target: &Target, style: Style, events: &LoopHandle) -> Result<Self, OpenError> {
         let fail = |source| OpenError { name: name.into(), target: target.clone(), source };
-        let (sink, source, terminal) = open(name, target).map_err(fail)?;
-        Self::start(name, (sink, source, terminal), style, events).map_err(fail)
+        let (sink, mut source, terminal) = open(name, target).map_err(fail)?;
+        let input = match &source.reader {
+            Some(reader) if events.in_step() && terminal.is_none() && source.keep.is_none() => {
+                Some(preload::whole(reader).map_err(fail)?)
+            }
+            _ => None,
+        };
+        if input.is_some() {
+            source.reader = None;
+        }
+        let stream = Self::start(name, (sink, source, terminal), style, events).map_err(fail)?;
+        stream.0.input().buffer.extend(input.into_iter().flatten());
+        Ok(stream)
     }
 
     fn start(
@@ -160,6 +178,7 @@ impl Stream {
             alarm: Alarm::new()?,
             output: Mutex::new(Output { sink, ..Output::default() }),
             input: Mutex::default(),
+            in_step: events.in_step() && terminal.is_none(),
             terminal,
         }));
         if !quiet {
@@ -172,6 +191,10 @@ impl Stream {
     /// Writes without waiting; returns how many bytes were taken (all of them with [`WhenFull::Drop`]).
     pub fn write(&self, bytes: &[u8], when_full: WhenFull) -> usize {
         let mut output = self.0.output();
+        if self.0.in_step {
+            output.put_patiently(&self.0, bytes);
+            return bytes.len();
+        }
         let mut taken = 0;
         for piece in bytes.chunks(LINE) {
             let n = output.put(&self.0, piece);
@@ -185,6 +208,12 @@ impl Stream {
             }
         }
         bytes.len()
+    }
+
+    /// Whether what its device sees depends on the guest alone: all input is there from the beginning, and nobody is ever
+    /// told of anything.
+    pub fn in_step(&self) -> bool {
+        self.0.in_step
     }
 
     /// Claims the input until the claim is dropped; `listener` hears of input and of room for output.
@@ -291,6 +320,9 @@ impl Shared {
 
     /// Tells all listeners, or only the owner of the input.
     fn tell(&self, all: bool, what: fn(&dyn Listener)) {
+        if self.in_step {
+            return;
+        }
         let input = self.input();
         let first = if all { 0 } else { input.claims.len().saturating_sub(1) };
         let listeners: Vec<_> = input.claims.iter().skip(first).filter_map(|(_, who)| who.upgrade()).collect();
@@ -314,6 +346,29 @@ impl Output {
             }
         }
         taken
+    }
+
+    /// Takes all of `bytes`, and waits for the reader while there is no room; but not for ever.
+    fn put_patiently(&mut self, shared: &Shared, bytes: &[u8]) {
+        for piece in bytes.chunks(LINE) {
+            let mut left = piece;
+            loop {
+                let taken = self.put(shared, left);
+                left = left.get(taken..).unwrap_or_default();
+                if left.is_empty() {
+                    break;
+                }
+                let patience = shared.patience.filter(|_| !self.stalled).unwrap_or_default();
+                let time = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
+                if self.sink.as_ref().is_some_and(|sink| sink.wait(time)) {
+                    self.drain(shared);
+                } else {
+                    self.stalled = true;
+                    self.lost += left.len() as u64;
+                    break;
+                }
+            }
+        }
     }
 
     /// Writes what the sink takes.

@@ -23,6 +23,7 @@ use crate::loader::{self, Boot, Initrd, cmdline};
 use crate::machine::control::Control;
 use crate::machine::cpus::Cpus;
 use crate::machine::first_output::FirstOutput;
+use crate::machine::in_step::InStep;
 use crate::machine::placement::{Around, Placement};
 use crate::mem::{Backing, Ram};
 use crate::spec::{MachineSpec, Size, SpecError, Transport};
@@ -48,6 +49,7 @@ pub(super) struct Parts {
     pub power: Arc<PowerPorts>,
     pub statistics: BTreeMap<String, Statistics>,
     pub balloon: Option<BalloonHandle>,
+    pub ram: Ram,
     _placement: Placement,
     _vm: Arc<dyn Vm>,
 }
@@ -83,16 +85,21 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         return Err(Error::MoreThanTheHost(spec.memory, Size(host >> 20 << 20)));
     }
     let ram = Ram::new(&layout::ram_layout(spec.memory.0), Backing::Anonymous)?;
-    let choose::Chosen { engine, notice } = choose::open(spec.engine)?;
+    let choose::Chosen { engine, notice } = choose::open(spec.engine_wanted())?;
+    let deterministic = spec.deterministic();
     let pins = pins(spec.transport, wanted.len());
-    let vm = engine.create_vm(&ram, &VmConfig { cpus: spec.cpus, ioapic_pins: pins })?;
+    let vm = engine.create_vm(&ram, &VmConfig { cpus: spec.cpus, ioapic_pins: pins, deterministic })?;
     let bus = Arc::new(Bus::default());
     let ioapic = IoApic::new(pins, vm.msi())?;
     bus.insert(IoAddr::Mmio(layout::IOAPIC), ioapic::SIZE, ioapic.clone())?;
     // Registers that only select what the next access is for; the second one is where a kernel looks for old PCI.
     vm.coalesce(IoAddr::Mmio(layout::IOAPIC), 4)?;
     vm.coalesce(IoAddr::Port(PCI_CONFIG_ADDRESS), 4)?;
-    let main_loop = EventLoop::start("devices")?;
+    let main_loop = match deterministic {
+        Some(_) => EventLoop::start_in_step("devices")?,
+        None => EventLoop::start("devices")?,
+    };
+    let in_step = deterministic.map(|_| Arc::new(InStep::new(main_loop.handle(), control.clone())));
     let notify = control.notify();
     let first_output = Arc::new(FirstOutput::default());
     let panic_control = control.clone();
@@ -110,6 +117,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         ports: Vec::new(),
         statistics: BTreeMap::new(),
         balloon: None,
+        deterministic,
     };
     for device in &wanted {
         device.attach(&mut builder)?;
@@ -139,8 +147,17 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         fresh: true,
     };
     let loaded = loader::load(&ram, &request)?;
-    let vcpus = vcpus(vm.as_ref(), spec, &loaded)?;
-    let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone() });
+    let mut vcpus = vcpus(vm.as_ref(), spec, &loaded)?;
+    if let (Some(in_step), Some(cpu)) = (&in_step, vcpus.first()) {
+        in_step.set_cpu(cpu.kicker());
+    }
+    if let (Some(wanted), Some(cpu)) = (&spec.trace, vcpus.first_mut()) {
+        let trace = wanted.open().map_err(|e| Error::Trace(wanted.path.clone(), e))?;
+        if !cpu.trace(trace) {
+            return Err(Error::NoTrace(engine.name()));
+        }
+    }
+    let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone(), in_step });
     let cpus = Cpus::start(vcpus, &io, &control).map_err(|e| Error::Host("start a vCPU thread", e))?;
     first_output.count(cpus.counters());
     let parts = Parts {
@@ -152,6 +169,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
         power,
         statistics,
         balloon,
+        ram,
         _placement: placement,
         _vm: vm,
     };

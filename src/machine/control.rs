@@ -60,6 +60,11 @@ impl Control {
         }
     }
 
+    /// Whether the machine ends.
+    pub fn has_ended(&self) -> bool {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Why the machine ends, if it does.
     pub fn ending(&self) -> Option<Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -114,6 +114,12 @@ impl Cpus {
         }
     }
 
+    /// Guest instructions executed, all vCPUs together, if the engine counts them.
+    pub fn instructions(&self) -> Option<u64> {
+        let sum = self.threads.iter().map(|cpu| cpu.counters.instructions.load(Ordering::Relaxed)).sum();
+        (sum != 0).then_some(sum)
+    }
+
     /// CPU time that the threads have used together: guest code and its emulation.
     pub fn cpu_time(&self) -> Duration {
         self.threads.iter().flat_map(|cpu| &cpu.thread).map(clock::thread_cpu_time).sum()
@@ -207,6 +213,8 @@ impl Runner {
                 self.gate.first_run.store(clock::monotonic_nanos(), Ordering::Relaxed);
             }
             self.control.end(match vcpu.run(self.io.as_ref()) {
+                // Whoever ended the machine from within an access to a device wants no instruction more.
+                Ok(Exit::Kicked) if self.control.has_ended() => return self.park(vcpu.as_mut()),
                 Ok(Exit::Kicked | Exit::Debug) => continue,
                 Ok(Exit::Reset) => Ending::Reset,
                 Ok(Exit::Crashed(report) | Exit::Shutdown(report)) => Ending::CpuDied(report),
@@ -214,9 +222,13 @@ impl Runner {
                 Ok(Exit::Halted) => Ending::Halted,
                 Err(e) => Ending::Failed(e.to_string()),
             });
-            self.may_run(vcpu.as_mut(), false);
-            return;
+            return self.park(vcpu.as_mut());
         }
+    }
+
+    /// This CPU never runs again; it still answers.
+    fn park(&self, vcpu: &mut dyn Vcpu) {
+        self.may_run(vcpu, false);
     }
 
     /// Serves requests and waits while the machine is paused, or until it stops if this CPU is not `able` to run again.

@@ -5,6 +5,7 @@ pub mod choose;
 pub mod control;
 pub mod cpus;
 mod first_output;
+mod in_step;
 mod placement;
 pub mod verdict;
 pub mod watch;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 pub use builder::kernel_command_line;
 pub use control::{Control, Ending};
@@ -61,6 +63,10 @@ pub enum Error {
     EventLoop(#[from] event_loop::Error),
     #[error("Two devices claim the same addresses")]
     Bus(#[from] crate::bus::Overlap),
+    #[error("Cannot write the trace {}", .0.display())]
+    Trace(std::path::PathBuf, #[source] std::io::Error),
+    #[error("--trace: the engine {0} keeps none; use --engine soft")]
+    NoTrace(&'static str),
     #[error("Cannot {0}")]
     Host(&'static str, #[source] std::io::Error),
 }
@@ -165,6 +171,30 @@ impl Machine {
         self.parts.statistics.iter().map(|(name, read)| (name.clone(), read())).collect()
     }
 
+    /// Guest instructions executed so far, if the engine counts them: exact when the CPUs are paused or have ended.
+    pub fn instructions(&self) -> Option<u64> {
+        self.cpus.instructions()
+    }
+
+    /// SHA-256 of all RAM, in hexadecimal. Pauses the CPUs.
+    pub fn ram_sha256(&self) -> Result<String, Error> {
+        self.pause();
+        let mut hash = Sha256::new();
+        let mut piece = vec![0; 1 << 20];
+        for region in self.parts.ram.regions() {
+            let end = region.start.saturating_add(region.len);
+            let mut at = region.start;
+            while at < end {
+                let len = piece.len().min((end - at) as usize);
+                let Some(piece) = piece.get_mut(..len) else { break };
+                self.parts.ram.read(at, piece)?;
+                hash.update(&*piece);
+                at += len as u64;
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Exits to user space so far.
     pub fn stats(&self) -> ExitStats {
         self.cpus.stats()
@@ -182,6 +212,7 @@ impl Drop for Machine {
 struct MachineIo {
     bus: Arc<Bus>,
     ioapic: Arc<IoApic>,
+    in_step: Option<Arc<in_step::InStep>>,
 }
 
 impl CpuIo for MachineIo {
@@ -193,6 +224,7 @@ impl CpuIo for MachineIo {
     fn write(&self, at: IoAddr, data: &[u8]) {
         tracing::trace!("write {at:x?} <- {data:02x?}");
         self.bus.write(at, data);
+        self.in_step.iter().for_each(|devices| devices.settle());
     }
 
     fn end_of_interrupt(&self, vector: u8) {

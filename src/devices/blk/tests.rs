@@ -47,7 +47,7 @@ fn image(folder: &Path) -> String {
 }
 
 fn kit(text: &str) -> Kit {
-    Kit::new(Box::new(Blk::open(&spec(text).unwrap()).unwrap_or_else(|e| panic!("{text}: {e}"))))
+    Kit::new(Box::new(Blk::open(&spec(text).unwrap(), false).unwrap_or_else(|e| panic!("{text}: {e}"))))
 }
 
 fn features(kit: &Kit) -> u64 {
@@ -452,7 +452,7 @@ fn options_are_checked() {
 fn the_same_image_twice_is_refused_unless_it_is_only_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
-    let open = |text: String| Blk::open(&spec(&text).unwrap());
+    let open = |text: String| Blk::open(&spec(&text).unwrap(), false);
     let first = open(path.clone()).ok().unwrap();
     for text in [path.clone(), format!("{path},readonly"), format!("{path},snapshot")] {
         assert!(open(text).err().unwrap().to_string().contains("is in use"));

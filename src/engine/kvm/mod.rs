@@ -98,6 +98,10 @@ impl Engine for KvmEngine {
     }
 
     fn create_vm(&self, memory: &Ram, config: &VmConfig) -> Result<Arc<dyn Vm>> {
+        if config.deterministic.is_some() {
+            let reason = "the host's CPU cannot repeat a run instruction by instruction".into();
+            return Err(Error::Unsupported { engine: NAME, reason });
+        }
         if config.cpus > self.max_cpus() {
             let reason = format!("{} vCPUs asked for, this host allows {}", config.cpus, self.max_cpus());
             return Err(Error::Unsupported { engine: NAME, reason });

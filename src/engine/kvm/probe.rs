@@ -220,7 +220,7 @@ impl fmt::Display for Works {
 pub(super) fn run(engine: &KvmEngine) -> Result<Works, Trouble> {
     let begin = Instant::now();
     let ram = memory()?;
-    let vm = KvmVm::new(engine, &ram, &VmConfig { cpus: 1, ioapic_pins: 1 })?;
+    let vm = KvmVm::new(engine, &ram, &VmConfig { cpus: 1, ioapic_pins: 1, deterministic: None })?;
     let (mut vcpu, features) = vcpu(&vm)?;
     let program = Program::for_cpu(features);
     program.load(&ram).map_err(|e| Error::Unavailable(e.to_string()))?;
@@ -397,7 +397,7 @@ mod tests {
             return;
         };
         let ram = memory().unwrap();
-        let vm = KvmVm::new(&engine, &ram, &VmConfig { cpus: 1, ioapic_pins: 1 }).unwrap();
+        let vm = KvmVm::new(&engine, &ram, &VmConfig { cpus: 1, ioapic_pins: 1, deterministic: None }).unwrap();
         let (mut vcpu, _) = vcpu(&vm).unwrap();
         let program = Program { steps: Vec::new() };
         program.load(&ram).unwrap();

@@ -16,10 +16,12 @@ use super::memory::tlb::Tlb;
 use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
 use super::system::msr::Msrs;
+use super::trace::Tracer;
 use super::vector::Thunks;
 use super::vector::state::VectorState;
 use crate::arch::x86_64::state::{Activity, DescriptorTable, Segment};
 use crate::engine::{Exit, ExitCounters};
+use crate::host::seeded::Seeded;
 
 pub(super) mod cr0 {
     pub(crate) const PE: u64 = 1;
@@ -154,6 +156,12 @@ pub(super) struct Cpu {
     pub(super) features: Features,
     /// Stubs of vector instructions.
     pub(super) thunks: Arc<Thunks>,
+    /// Where random numbers come from in runs that can be repeated.
+    pub(super) random: Option<Seeded>,
+    /// What is kept of executed code.
+    pub(super) tracer: Option<Box<Tracer>>,
+    /// Blocks are executed by `careful.rs`.
+    pub(super) careful: bool,
 }
 
 // SAFETY: `end` points into a block that the CPU itself owns.
@@ -162,6 +170,8 @@ unsafe impl Send for Cpu {}
 impl Cpu {
     /// A CPU without any state yet; real mode, all registers zero.
     pub(super) fn new(index: u32, shared: Arc<Shared>, thunks: Arc<Thunks>) -> Self {
+        let random = shared.deterministic.map(|how| Seeded::new(how.seed, "cpu"));
+        let careful = shared.deterministic.is_some();
         Self {
             regs: RegisterFile::default(),
             flags: Flags::default(),
@@ -187,6 +197,9 @@ impl Cpu {
             counters: Arc::default(),
             features: Features::default(),
             thunks,
+            random,
+            tracer: None,
+            careful,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What comes to a vCPU from outside of its instructions: interrupts, NMI, INIT and SIPI, timers; and how it waits.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::attention::{self, Attention};
@@ -13,6 +14,7 @@ impl Cpu {
     /// Acts on timers and on what other threads want; the exit if the vCPU shall leave guest code.
     pub(super) fn attend(&mut self, attention: &Attention) -> Option<Exit> {
         self.look_at_time();
+        self.counters.instructions.store(self.instructions, Ordering::Relaxed);
         if !attention.any() {
             return None;
         }
@@ -37,7 +39,7 @@ impl Cpu {
             if let Some(exit) = self.attend(attention) {
                 return Some(exit);
             }
-            if self.system.activity != Activity::Running {
+            if self.system.activity != Activity::Running && !self.skip_to_deadline() {
                 let until = self.apic().deadline().map(|at| at.saturating_sub(self.guest_time()));
                 attention.sleep(until.map(Duration::from_nanos));
             }
@@ -90,6 +92,7 @@ impl Cpu {
 
     /// Delivers an event; the exit if that stops the CPU.
     pub(super) fn raise_event(&mut self, event: Event) -> Option<Exit> {
+        self.trace_event(event);
         match self.deliver(event) {
             Ok(()) => None,
             Err(_) => Some(Exit::Shutdown(self.crash_report("triple fault"))),

@@ -2,11 +2,13 @@
 //!
 //! An interpreter over decoded blocks. `code/` decodes guest code into operations and finds them again, `run.rs` executes
 //! them, `exec/` holds integer instructions, `system/` what kernels use (segments, interrupts, control registers),
-//! `vector/` x87 to AVX2 by native thunks, `memory/` paging and RAM, `apic/` the local APIC. Each vCPU is one [`cpu::Cpu`],
-//! owned by its thread; what vCPUs share is in `shared.rs`, and other threads reach a vCPU through `attention.rs`.
+//! `vector/` x87 to AVX2 by native thunks, `memory/` paging and RAM, `apic/` the local APIC, `careful.rs` and
+//! `trace/` runs that can be repeated and looked at. Each vCPU is one [`cpu::Cpu`], owned by its thread; what vCPUs share is
+//! in `shared.rs`, and other threads reach a vCPU through `attention.rs`.
 
 mod apic;
 mod attention;
+mod careful;
 mod clock;
 mod code;
 mod cpu;
@@ -26,6 +28,7 @@ mod shared;
 mod system;
 #[cfg(test)]
 mod testing;
+mod trace;
 mod vcpu;
 mod vector;
 mod vm;
@@ -59,6 +62,10 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, memory: &Ram, config: &VmConfig) -> Result<Arc<dyn Vm>> {
+        if config.deterministic.is_some() && config.cpus != 1 {
+            let reason = "the order in which several vCPUs run is the host's: a run can be repeated with one only".into();
+            return Err(Error::Unsupported { engine: NAME, reason });
+        }
         Ok(Arc::new(vm::SoftVm::new(memory, config, self.thunks.clone())))
     }
 }

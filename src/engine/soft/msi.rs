@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn vectors_and_pins_interrupt() {
         let ram = Ram::new(&[(0, PAGE)], Backing::Anonymous).unwrap();
-        let shared = Arc::new(Shared::new(&ram, 2));
+        let shared = Arc::new(Shared::new(&ram, 2, None));
         let (apic, told) = (shared.apics.of(1), shared.attention(1));
         apic.write_mmio(0xf0, &0x1ff_u32.to_le_bytes(), 0);
         let sink = SoftMsi::new(shared.clone());

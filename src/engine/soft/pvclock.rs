@@ -2,7 +2,7 @@
 //! structures in guest memory tell the time of day at boot, and how the time-stamp counter becomes nanoseconds.
 
 use std::sync::atomic::{Ordering, fence};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::cpu::Cpu;
 use crate::arch::x86_64::cpuid::Leaf;
@@ -48,10 +48,14 @@ pub(super) fn leaves() -> [Leaf; 2] {
     ]
 }
 
-/// Writes the time of day at guest time zero to guest-physical `at`: version, seconds, nanoseconds.
-fn write_wall_clock(ram: &Ram, at: u64, guest_time: u64) -> Result<(), mem::Error> {
+/// The time of day at guest time zero, if it is `guest_time` now.
+fn wall_clock(guest_time: u64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let zero = now.saturating_sub(std::time::Duration::from_nanos(guest_time));
+    now.saturating_sub(Duration::from_nanos(guest_time))
+}
+
+/// Writes the time of day at guest time zero to guest-physical `at`: version, seconds, nanoseconds.
+fn write_wall_clock(ram: &Ram, at: u64, zero: Duration) -> Result<(), mem::Error> {
     let mut body = [0; 8];
     body[..4].copy_from_slice(&(zero.as_secs() as u32).to_le_bytes());
     body[4..].copy_from_slice(&zero.subsec_nanos().to_le_bytes());
@@ -83,7 +87,11 @@ fn write_versioned(ram: &Ram, at: u64, body: &[u8]) -> Result<(), mem::Error> {
 impl Cpu {
     /// The guest asks for the time of day at boot.
     pub(super) fn tell_wall_clock(&self, at: u64) {
-        let told = write_wall_clock(&self.shared.ram, at, self.guest_time());
+        let zero = match self.shared.deterministic {
+            Some(how) => Duration::from_secs(how.date),
+            None => wall_clock(self.guest_time()),
+        };
+        let told = write_wall_clock(&self.shared.ram, at, zero);
         log(self.index, "wall clock", at, told);
     }
 
@@ -148,7 +156,7 @@ mod tests {
         let ram = ram();
         let second = 1_000_000_000;
         let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-        write_wall_clock(&ram, 0x20, 90 * second).unwrap();
+        write_wall_clock(&ram, 0x20, wall_clock(90 * second)).unwrap();
         let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
         let (first, last) = (word(&ram, 0x20), word(&ram, 0x28) as u32);
         assert_eq!(first as u32, 2);

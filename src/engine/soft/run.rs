@@ -13,10 +13,10 @@ use crate::arch::x86_64::state::Activity;
 use crate::engine::Exit;
 
 /// Blocks after which the time is looked at, for timers: some thousand instructions.
-const BLOCKS_PER_LOOK: u32 = 256;
+pub(super) const BLOCKS_PER_LOOK: u32 = 256;
 
 /// How a block was left.
-enum Left {
+pub(super) enum Left {
     /// By its end: link 0 follows.
     Fell,
     /// By a jump: link 1 follows if the target is fixed.
@@ -40,7 +40,11 @@ impl Cpu {
                 continue;
             }
             let stepping = self.shadow || self.system.rflags & rflags::TF != 0;
-            let step = if stepping { self.step_armed() } else { self.run_blocks(&attention) };
+            let step = match stepping {
+                _ if self.careful => self.run_carefully(&attention, stepping),
+                true => self.step_armed(),
+                false => self.run_blocks(&attention),
+            };
             if let Err(Break::Fault) = step {
                 let fault = self.fault;
                 if let Some(exit) = self.raise_event(Event::Exception(fault)) {
@@ -82,7 +86,7 @@ impl Cpu {
     }
 
     /// One instruction after which interrupts, and the trap of single-stepping, may come.
-    fn step_armed(&mut self) -> Step {
+    pub(super) fn step_armed(&mut self) -> Step {
         let trap = self.system.rflags & rflags::TF != 0;
         let shadow = std::mem::take(&mut self.shadow);
         let step = self.step();
@@ -145,7 +149,7 @@ impl Cpu {
 
     /// Executes the operations of a block.
     #[inline(always)]
-    fn execute(&mut self, block: &Block) -> Left {
+    pub(super) fn execute(&mut self, block: &Block) -> Left {
         self.regs.set_block_ip(self.rip);
         let first = block.ops.as_ptr();
         // SAFETY: one past the last operation.

@@ -4,13 +4,13 @@
 #![expect(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::apic::ApicBus;
 use super::attention::{Attention, CodeNews};
 use super::clock::Clock;
 use super::memory::physical::Physical;
-use crate::engine::{CpuIo, IoAddr};
+use crate::engine::{CpuIo, Deterministic, IoAddr};
 use crate::mem::Ram;
 use std::sync::{PoisonError, RwLock};
 use vmm_sys_util::eventfd::EventFd;
@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// Guest time.
     pub(super) clock: Clock,
     doorbells: RwLock<Vec<Doorbell>>,
+    /// The run can be repeated.
+    pub(super) deterministic: Option<Deterministic>,
 }
 
 /// Rings `fd` when the guest writes to `at`, only for `value` if there is one.
@@ -41,12 +43,14 @@ pub(super) struct Doorbell {
 }
 
 impl Shared {
-    pub(super) fn new(ram: &Ram, cpus: u32) -> Self {
+    pub(super) fn new(ram: &Ram, cpus: u32, deterministic: Option<Deterministic>) -> Self {
         let physical = Physical::new(ram);
         let has_code = (0..physical.pages()).map(|_| AtomicU8::new(0)).collect();
         let attentions: Vec<_> = (0..cpus).map(|_| Arc::default()).collect();
-        let (apics, clock) = (ApicBus::new(&attentions), Clock::new());
-        Self { ram: ram.clone(), physical, has_code, attentions, apics, clock, doorbells: RwLock::default() }
+        let apics = ApicBus::new(&attentions);
+        let clock = if deterministic.is_some() { Clock::Counted(AtomicU64::new(0)) } else { Clock::new() };
+        let doorbells = RwLock::default();
+        Self { ram: ram.clone(), physical, has_code, attentions, apics, clock, doorbells, deterministic }
     }
 
     /// Number of vCPUs.

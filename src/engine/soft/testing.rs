@@ -8,6 +8,7 @@ use super::cpu::{CodeSize, Cpu, cr0, cr4, efer};
 use super::shared::Shared;
 use super::vector::Thunks;
 use crate::arch::x86_64::state::Segment;
+use crate::engine::Deterministic;
 use crate::mem::{Backing, Ram};
 
 /// RAM of the machine.
@@ -37,7 +38,15 @@ pub(super) fn ram(code: &[u8]) -> Ram {
 
 /// CPU 0 of `cpus` over `ram`.
 pub(super) fn cpu_of(ram: &Ram, cpus: u32) -> Cpu {
-    let shared = Arc::new(Shared::new(ram, cpus));
+    with(Arc::new(Shared::new(ram, cpus, None)))
+}
+
+/// The only CPU over `ram`, of a run that can be repeated.
+pub(super) fn deterministic(ram: &Ram, how: Deterministic) -> Cpu {
+    with(Arc::new(Shared::new(ram, 1, Some(how))))
+}
+
+fn with(shared: Arc<Shared>) -> Cpu {
     let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::new().unwrap()));
     cpu.features = Features::all();
     let segment =

@@ -1,6 +1,7 @@
 //! The engine's vCPU: a CPU, and the handles by which others reach it. Owned by the thread that runs it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::attention::{self, Attention};
 use super::clock::TSC_KHZ;
@@ -8,9 +9,10 @@ use super::code::features::Features;
 use super::cpu::Cpu;
 use super::cpuid::Cpuid;
 use super::shared::IoPointer;
+use super::trace::Tracer;
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::state::CpuState;
-use crate::engine::{CpuIo, Exit, ExitCounters, Kicker, Result, Vcpu};
+use crate::engine::{CpuIo, Exit, ExitCounters, Kicker, Result, Trace, Vcpu};
 
 /// A software vCPU.
 pub(super) struct SoftVcpu(Box<Cpu>);
@@ -50,11 +52,18 @@ impl Vcpu for SoftVcpu {
         self.0.io = IoPointer::to(io);
         let exit = self.0.run();
         self.0.io = IoPointer::NONE;
+        self.0.counters.instructions.store(self.0.instructions, Ordering::Relaxed);
         Ok(exit)
     }
 
     fn counters(&self) -> Arc<ExitCounters> {
         self.0.counters.clone()
+    }
+
+    fn trace(&mut self, trace: Trace) -> bool {
+        self.0.tracer = Some(Box::new(Tracer::new(trace)));
+        self.0.careful = true;
+        true
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct SoftVm {
 
 impl SoftVm {
     pub(super) fn new(ram: &Ram, config: &VmConfig, thunks: Arc<Thunks>) -> Self {
-        let shared = Arc::new(Shared::new(ram, config.cpus));
+        let shared = Arc::new(Shared::new(ram, config.cpus, config.deterministic));
         Self { msi: SoftMsi::new(shared.clone()), shared, thunks }
     }
 }
@@ -46,6 +46,9 @@ impl Vm for SoftVm {
     }
 
     fn doorbell(&self, at: IoAddr, value: Option<u32>, fd: &EventFd) -> Result<bool> {
+        if self.shared.deterministic.is_some() {
+            return Ok(false);
+        }
         let fd = fd.try_clone().map_err(|source| Error::Host { engine: NAME, action: "copy an eventfd", source })?;
         self.shared.add_doorbell(Doorbell { at, value, fd });
         Ok(true)

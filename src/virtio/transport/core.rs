@@ -187,7 +187,7 @@ impl Core {
 
     /// The loop for the handler. A blocking handler's own one is started when first needed.
     fn events(&mut self) -> Result<LoopHandle, ActivateError> {
-        if !self.info.blocking {
+        if !self.info.blocking || self.parts.events.in_step() {
             return Ok(self.parts.events.clone());
         }
         let own = match self.own_loop.take() {

@@ -46,6 +46,8 @@ pub(in crate::engine::soft) struct Block {
     pub(in crate::engine::soft) direct: bool,
     /// The instruction after the last operation is in the same page.
     pub(in crate::engine::soft) falls: bool,
+    /// Its place in RAM and the size of its code, as the cache knows it.
+    pub(in crate::engine::soft) key: u64,
 }
 
 impl Block {
@@ -154,9 +156,10 @@ impl Cpu {
         let Some(page) = self.code.pages.get_mut(&entry.page) else { return Err(self.gp(0)) };
         page.refresh(entry.host as u64);
         let Some(bytes) = page.copy.get(offset..) else { return Err(self.gp(0)) };
-        let Some((block, len)) = super::decode::block(bytes, &target) else {
+        let Some((mut block, len)) = super::decode::block(bytes, &target) else {
             return self.crossing(linear, key, entry);
         };
+        block.key = key;
         let (first, last) = (offset / 64, (offset + len.max(1) - 1) / 64);
         page.pieces |= (u64::MAX >> (63 - (last - first))) << first;
         page.keys.push(key);
@@ -239,8 +242,7 @@ impl Cpu {
             return Ok(&raw const *known.block);
         }
         let target = Target { ip: self.rip, size: self.code_size, features: self.features, thunks: &self.thunks };
-        let block = super::decode::single(&bytes, &target);
-        let block = Box::new(block);
+        let block = Box::new(Block { key, ..super::decode::single(&bytes, &target) });
         let pointer: *const Block = &raw const *block;
         self.code.size += size_of::<Crossing>() + block.size();
         if let Some(old) = self.code.crossings.insert(key, Crossing { bytes, block }) {
@@ -277,6 +279,16 @@ impl Cpu {
         // Nothing finds these blocks any more: jumps and code pages are looked up anew, the block under way ends.
         self.tlb.forget_code();
         self.end = std::ptr::null();
+    }
+
+    /// The bytes that `block` was made from, and perhaps more.
+    pub(in crate::engine::soft) fn bytes_of(&self, block: &Block) -> &[u8] {
+        let crossing = self.code.crossings.get(&block.key).filter(|known| std::ptr::eq(&raw const *known.block, block));
+        if let Some(crossing) = crossing {
+            return &crossing.bytes;
+        }
+        let page = self.code.pages.get(&((block.key >> 14) as u32));
+        page.and_then(|page| page.copy.get((block.key >> 2) as usize % PAGE..)).unwrap_or_default()
     }
 
     /// The cache is full: a guest must not make it grow without bounds.

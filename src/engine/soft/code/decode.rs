@@ -61,6 +61,7 @@ pub(in crate::engine::soft) fn block(bytes: &[u8], target: &Target<'_>) -> Optio
         system: how == Lowered::System,
         direct,
         falls: end < bytes.len(),
+        key: 0,
     };
     Some((block, end))
 }
@@ -75,6 +76,7 @@ pub(in crate::engine::soft) fn single(bytes: &[u8; LONGEST], target: &Target<'_>
         system: how == Lowered::System,
         direct: false,
         falls: false,
+        key: 0,
     }
 }
 

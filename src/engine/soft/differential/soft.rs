@@ -59,7 +59,7 @@ impl Soft {
         let pattern = pattern();
         ram.write(DATA, &pattern[..]).unwrap();
         ram.write(CODE, &[FILLER; (CODE_PAGES * PAGE) as usize]).unwrap();
-        let shared = Arc::new(Shared::new(&ram, 1));
+        let shared = Arc::new(Shared::new(&ram, 1, None));
         let mut cpu = Cpu::new(0, shared, Arc::new(Thunks::new().unwrap()));
         cpu.features = Features::of(&supported(CpuLevel::V3, &HostCpu::detect()));
         set_mode(&mut cpu);

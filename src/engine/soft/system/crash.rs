@@ -11,7 +11,10 @@ impl Cpu {
         let fault = self.fault;
         let text = crash::report(self.index, what, &registers, &system, |linear| self.code_byte(linear));
         self.fault = fault;
-        text
+        match self.last_words() {
+            words if words.is_empty() => text,
+            words => format!("{text}\nthe last blocks:\n{}", words.trim_end()),
+        }
     }
 
     /// A byte of RAM; devices are not asked.

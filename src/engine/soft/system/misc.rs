@@ -86,8 +86,11 @@ pub(super) fn random<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 impl Cpu {
-    /// Eight random bytes of the host's; none if it has none now.
+    /// Eight random bytes of the host's, or of the seed's; none if the host has none now.
     fn random_number(&mut self) -> Option<u64> {
+        if let Some(seeded) = &mut self.random {
+            return Some(seeded.next());
+        }
         let mut bytes = [0; 8];
         let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
         (got == Ok(bytes.len())).then(|| u64::from_le_bytes(bytes))

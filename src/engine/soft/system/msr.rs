@@ -132,7 +132,7 @@ impl Cpu {
             self.system.msrs.tsc_adjust = adjust;
         }
         if let Some(tsc) = saved(index::TSC) {
-            self.shared.clock.advance_to(tsc.wrapping_sub(self.system.msrs.tsc_adjust));
+            self.shared.clock.advance_to(tsc.wrapping_sub(self.system.msrs.tsc_adjust), self.instructions);
         }
         for &(index, value) in msrs.iter().filter(|(index, _)| !matches!(*index, index::TSC | index::TSC_ADJUST)) {
             self.restore_msr(index, value).map_err(|Refused| (index, value))?;
@@ -505,7 +505,7 @@ mod tests {
         first.write_msr(index::TSC_ADJUST, 77).unwrap();
         first.write_msr(index::LSTAR, 0x1234).unwrap();
         first.write_msr(index::SYSTEM_TIME, 0x1001).unwrap();
-        first.shared.clock.advance_to(1 << 45);
+        first.shared.clock.advance_to(1 << 45, 0);
         let saved = first.saved_msrs();
         let order: Vec<u32> = saved.iter().map(|(index, _)| *index).collect();
         let expected: Vec<u32> =

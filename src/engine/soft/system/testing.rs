@@ -49,7 +49,7 @@ pub(super) mod sel {
 
 fn bare() -> Cpu {
     let ram = Ram::new(&[(0, RAM_SIZE)], Backing::Anonymous).unwrap();
-    let mut cpu = Cpu::new(0, Arc::new(Shared::new(&ram, 2)), Arc::new(Thunks::new().unwrap()));
+    let mut cpu = Cpu::new(0, Arc::new(Shared::new(&ram, 2, None)), Arc::new(Thunks::new().unwrap()));
     let cpuid = cpuid::supported(CpuLevel::V3, &HostCpu::detect());
     (cpu.cpuid, cpu.features) = (cpuid::Cpuid::new(&cpuid), Features::all());
     cpu.rip = CODE;
