@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod execution;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -431,7 +433,7 @@ fn collect(from: &Receiver<Vec<u8>>, limit: Duration) -> String {
 }
 
 /// Standard base64 (RFC 4648 section 4), which the guest's busybox decodes.
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

@@ -287,6 +287,16 @@ impl Cpu {
         self.end = std::ptr::null();
     }
 
+    /// The bytes that `block` was made from, and perhaps more.
+    pub(in crate::engine::soft) fn bytes_of(&self, block: &Block) -> &[u8] {
+        let crossing = self.code.crossings.get(&block.key).filter(|known| std::ptr::eq(&raw const *known.block, block));
+        if let Some(crossing) = crossing {
+            return &crossing.bytes;
+        }
+        let page = self.code.pages.get(&((block.key >> 14) as u32));
+        page.and_then(|page| page.copy.get((block.key >> 2) as usize % PAGE..)).unwrap_or_default()
+    }
+
     /// The cache is full: a guest must not make it grow without bounds.
     fn forget_everything(&mut self) {
         let pages: Vec<u32> = self.code.pages.keys().copied().collect();
