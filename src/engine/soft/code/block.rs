@@ -305,16 +305,6 @@ impl Cpu {
         self.code.size = 0;
     }
 
-    /// The bytes that `block` was made from, and perhaps more.
-    pub(in crate::engine::soft) fn bytes_of(&self, block: &Block) -> &[u8] {
-        let crossing = self.code.crossings.get(&block.key).filter(|known| std::ptr::eq(&raw const *known.block, block));
-        if let Some(crossing) = crossing {
-            return &crossing.bytes;
-        }
-        let page = self.code.pages.get(&((block.key >> 14) as u32));
-        page.and_then(|page| page.copy.get((block.key >> 2) as usize % PAGE..)).unwrap_or_default()
-    }
-
     /// Frees forgotten blocks; only while none is executed.
     pub(in crate::engine::soft) fn bury(&mut self) {
         self.code.graveyard.clear();
