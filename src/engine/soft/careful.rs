@@ -37,7 +37,8 @@ impl Cpu {
             if let Left::Stop(step) = self.execute(block) {
                 return step;
             }
-            budget -= 1;
+            // Where instructions are the time, the count goes on beyond the budget.
+            budget = budget.saturating_sub(1);
             let look = if self.shared.clock.is_counted() { self.timer_is_due() } else { budget == 0 };
             if look || attention.any() {
                 return Ok(());
