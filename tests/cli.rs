@@ -67,6 +67,21 @@ fn wrong_flags_are_usage_errors() {
     refuses(&["--kernel", "k", "--memory", "lots"], 2, &["lots", "512M"]);
     refuses(&["--kernel", "k", "--timeout", "0"], 2, &["--timeout 0"]);
     refuses(&["--kernel", "k", "--engine", "tcg"], 2, &["tcg", "auto, kvm, soft"]);
+    let repeat = |more: &[&'static str], words: &[&str]| {
+        refuses(&[&["--kernel", "k", "--deterministic"], more].concat(), 2, words);
+    };
+    repeat(&["--engine", "kvm"], &["--deterministic", "--engine soft"]);
+    repeat(&["--cpus", "2"], &["--deterministic", "--cpus 2"]);
+    repeat(&["--net", "tap=vm0"], &["--net", "--deterministic"]);
+    repeat(&["--vsock", "vm.vsock"], &["--vsock", "--deterministic"]);
+    repeat(&["--console", "pty"], &["--console to=pty", "--deterministic"]);
+    repeat(&["--serial", "socket=s"], &["--serial to=", "--deterministic"]);
+    repeat(&["--balloon", "stats=1"], &["--balloon stats", "--deterministic"]);
+    repeat(&["--seed", "many"], &["many", "--seed"]);
+    refuses(&["--kernel", "k", "--seed", "1"], 2, &["--seed", "--deterministic"]);
+    refuses(&["--kernel", "k", "--engine", "kvm", "--trace", "t"], 2, &["--trace", "--engine soft"]);
+    refuses(&["--kernel", "k", "--trace", "t,last=1,all"], 2, &["--trace", "choose one"]);
+    refuses(&["--kernel", "k", "--trace", "t,lines=1"], 2, &["trace", "lines"]);
     refuses(&["--kernel", "k", "--append", "a", "--cmdline", "b"], 2, &["--append", "--cmdline", "one of the two"]);
     refuses(&[], 2, &["No kernel", "--kernel FILE"]);
     assert_eq!(belljar(&[]).code, 2);

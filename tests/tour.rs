@@ -259,3 +259,8 @@ fn balloon() {
 fn engines() {
     tour("engines.md", include_str!("../docs/engines.md"));
 }
+
+#[test]
+fn deterministic() {
+    tour("deterministic.md", include_str!("../docs/deterministic.md"));
+}
