@@ -3,7 +3,7 @@
 use iced_x86::{EncodingKind, Instruction, Mnemonic};
 
 use super::thunks::Thunks;
-use super::{area, bitwise, control, gather, legacy, masked, moves, run};
+use super::{area, bitwise, control, gather, legacy, masked, moves, run, scalar};
 use crate::engine::soft::code::lower::Lowered;
 use crate::engine::soft::code::op::Op;
 
@@ -39,7 +39,10 @@ fn by_registers(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> 
     if is_gather(insn.mnemonic()) {
         return gather::lower(insn, op);
     }
-    moves::lower(insn, op).or_else(|| bitwise::lower(insn, op)).or_else(|| run::lower(insn, op, thunks))
+    moves::lower(insn, op)
+        .or_else(|| bitwise::lower(insn, op))
+        .or_else(|| scalar::lower(insn, op, thunks))
+        .or_else(|| run::lower(insn, op, thunks))
 }
 
 /// Whether an instruction works on XMM or YMM registers or as they do, in an encoding that stubs may have.

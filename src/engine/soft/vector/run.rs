@@ -49,6 +49,15 @@ pub(super) fn lower(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<
     Some(())
 }
 
+/// The handler of legacy arithmetic on two registers, or on a register and a memory operand of 4 or 8 bytes.
+pub(super) fn scalar_handler(memory: bool, bytes: usize) -> Handler {
+    match (memory, bytes) {
+        (false, _) => none::<true, false>,
+        (true, 4) => load4::<true, false>,
+        (true, _) => load8::<true, false>,
+    }
+}
+
 /// Handlers by operands, the frequent ones apart.
 struct Handlers {
     none: Handler,
