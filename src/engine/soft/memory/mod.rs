@@ -140,6 +140,10 @@ impl Cpu {
     /// Reads up to 512 bytes.
     pub(super) fn read_bytes(&mut self, at: u64, data: &mut [u8]) -> Step {
         debug_assert!(data.len() <= LARGEST);
+        if let Some(place) = self.cached(at, data.len(), Access::Read) {
+            self.read_part(&place, data);
+            return Ok(());
+        }
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at_mut(first);
         self.check_end(at, high.len())?;
@@ -154,6 +158,10 @@ impl Cpu {
     /// Writes up to 512 bytes.
     pub(super) fn write_bytes(&mut self, at: u64, data: &[u8]) -> Step {
         debug_assert!(data.len() <= LARGEST);
+        if let Some(place) = self.cached(at, data.len(), Access::Write) {
+            self.write_part(&place, data);
+            return Ok(());
+        }
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at(first);
         self.check_end(at, high.len())?;
@@ -206,6 +214,18 @@ impl Cpu {
         }
     }
 
+    /// Where an access within one page leads, if its translation is cached; writes then meet no decoded code.
+    #[inline]
+    fn cached(&self, at: u64, len: usize, access: Access) -> Option<Place> {
+        let within = at % PAGE + len as u64 <= PAGE;
+        let host = match access {
+            _ if !within => None,
+            Access::Write => self.tlb.write::<u8>(at),
+            _ => self.tlb.read::<u8>(at),
+        };
+        host.map(|host| Place::Ram { host, page: 0, code: false })
+    }
+
     /// Translates and caches.
     fn place(&mut self, at: u64, access: Access) -> Result<Place, Break> {
         let Mapping { physical, writable, size, global } = self.translate(at, access)?;
@@ -245,6 +265,12 @@ impl Cpu {
                 4 => data.copy_from_slice(&unsafe { host::load::<u32>(host) }.to_le_bytes()),
                 // SAFETY: as above.
                 2 => data.copy_from_slice(&unsafe { host::load::<u16>(host) }.to_le_bytes()),
+                16 | 32 => {
+                    for (offset, word) in (host..).step_by(8).zip(data.chunks_exact_mut(8)) {
+                        // SAFETY: as above.
+                        word.copy_from_slice(&unsafe { host::load::<u64>(offset) }.to_le_bytes());
+                    }
+                }
                 // SAFETY: as above.
                 len => unsafe { host::copy_out(host, data.as_mut_ptr(), len) },
             },
