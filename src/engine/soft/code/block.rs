@@ -202,9 +202,9 @@ impl Cpu {
         }
         let mapping = self.translate(at, Access::Fetch)?;
         let Some(page) = self.shared.physical.page(mapping.physical) else {
-            return Err(
-                self.leave(Exit::Crashed(format!("code outside of RAM, at guest-physical {:#x}", mapping.physical)))
-            );
+            let what = format!("code outside of RAM, at guest-physical {:#x}", mapping.physical);
+            let report = self.crash_report(&what);
+            return Err(self.leave(Exit::Crashed(report)));
         };
         if mapping.size > PAGE as u64 {
             self.tlb.used_large(at, mapping.size);
