@@ -289,6 +289,23 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_is_mostly_written_is_no_longer_taken_for_code() {
+        let mut cpu = testing::cpu(&[0xb0, 1, 0x0f, 0x0b]);
+        assert_eq!(run(&mut cpu), Err(Break::Fault));
+        let page = (CODE >> 12) as u32;
+        let mut writes = 0u16;
+        while cpu.shared.has_code(page) {
+            writes += 1;
+            cpu.store(CODE + 0x800, writes).unwrap();
+            assert!(writes < 1000);
+        }
+        assert!(writes > 16, "code beside data is not decoded again all the time");
+        cpu.rip = CODE;
+        assert_eq!(run(&mut cpu), Err(Break::Fault));
+        assert_eq!((cpu.rip, cpu.load::<u16>(CODE + 0x800).unwrap()), (CODE + 2, writes));
+    }
+
+    #[test]
     fn what_a_device_writes_is_noticed_after_a_flush() {
         let mut cpu = testing::cpu(&[0xb0, 1, 0x0f, 0x0b]);
         for value in 1..5u8 {

@@ -255,3 +255,24 @@ impl Cpu {
         if was == entry { Ok(()) } else { Err(Failed::Changed) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::soft::testing::{self, PAGE_TABLES};
+
+    #[test]
+    fn an_entry_that_changed_is_not_marked() {
+        let cpu = testing::cpu(&[]);
+        let slot = PAGE_TABLES + 0x2000;
+        let entry = cpu.entry(slot, 8).unwrap();
+        let marks = pte::ACCESSED | pte::DIRTY;
+        assert_eq!(entry & marks, 0);
+        // As if another CPU had taken the entry away after it was read.
+        assert!(matches!(cpu.mark(slot, entry | pte::GLOBAL, marks, 8), Err(Failed::Changed)));
+        assert_eq!(cpu.entry(slot, 8), Some(entry), "nothing is written");
+        assert!(cpu.mark(slot, entry, marks, 8).is_ok());
+        assert_eq!(cpu.entry(slot, 8), Some(entry | marks));
+        assert!(cpu.mark(slot, entry | marks, marks, 8).is_ok());
+    }
+}
