@@ -45,7 +45,9 @@ fn debian_works_and_powers_off() {
 
 #[test]
 fn sigterm_is_the_power_button() {
-    let Some(debian) = login("rootfs-systemd", &[]) else { return };
+    let Some(mut debian) = login("rootfs-systemd", &[]) else { return };
+    // The system runs before the driver of the button is loaded, on a slow CPU by some seconds.
+    debian.shell("until journalctl -u systemd-logind | grep -q 'system buttons'; do sleep 1; done");
     debian.signal(Signal::TERM);
     let outcome = debian.finish(Duration::from_secs(LIMIT + 10));
     outcome.code(0).shows("reboot: Power down");
