@@ -151,22 +151,14 @@ fn code_that_rewrites_itself_for_ever() {
 #[test]
 fn an_exception_whose_handler_raises_it_again() {
     // The gate of #UD (vector 6) leads to a UD2. The stack begins anew each time, or it would run out of memory.
-    let handler = AT + 0x1000;
-    let gate = AT + 0x2000 + 6 * 8;
+    let (handler, gate, stack) = (AT + 0x1000, AT + 0x2000 + 6 * 8, (AT + 0x8000).to_le_bytes());
+    let ud2 = [&[0xbc][..], &stack, &[0x0f, 0x0b]].concat(); // mov esp, stack; ud2
     // A gate needs the selector of the code segment that runs: mov ax, cs; mov [gate + 2], ax.
-    let mut code = [
-        interrupt_table(32),
-        store(gate, handler & 0xffff),
-        store(gate + 4, handler & 0xffff_0000 | 0x8e00),
-        vec![0x8c, 0xc8, 0x66, 0xa3],
-    ]
-    .concat();
-    code.extend((gate + 2).to_le_bytes());
-    code.extend([0x0f, 0x0b]);
+    let selector = [&[0x8c, 0xc8, 0x66, 0xa3][..], &(gate + 2).to_le_bytes()].concat();
+    let gate = [store(gate, handler & 0xffff), store(gate + 4, handler & 0xffff_0000 | 0x8e00), selector].concat();
+    let mut code = [interrupt_table(32), gate, ud2.clone()].concat();
     code.resize(0x1000, 0x90);
-    code.push(0xbc); // mov esp, ..
-    code.extend((AT + 0x8000).to_le_bytes());
-    code.extend([0x0f, 0x0b]);
+    code.extend(ud2);
     runs_for_ever(&code);
 }
 
