@@ -7,9 +7,8 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 use super::block::{Block, LONGEST, PAGE};
 use super::features::Features;
 use super::lower::{self, Lowered};
-use super::op::{Addressing, Op, Seg};
+use super::op::Op;
 use crate::engine::soft::cpu::CodeSize;
-use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::vector::Thunks;
 use crate::engine::soft::{exec, system, vector};
 use crate::host::log_limit::LogLimit;
@@ -90,21 +89,7 @@ fn decoder<'a>(bytes: &'a [u8], target: &Target<'_>) -> Decoder<'a> {
 }
 
 fn lower(insn: &Instruction, target: &Target<'_>, bytes: &[u8]) -> (Op, Lowered) {
-    let mut op = Op {
-        run: exec::undefined,
-        imm: 0,
-        disp: 0,
-        dst: RegAt::ZERO,
-        src: RegAt::ZERO,
-        base: RegAt::ZERO,
-        index: RegAt::ZERO,
-        scale: 0,
-        seg: Seg::None,
-        addressing: Addressing::Flat,
-        len: insn.len() as u8,
-        at: insn.ip().wrapping_sub(target.ip) as u16,
-        extra: 0,
-    };
+    let mut op = Op::new(exec::undefined, insn.ip().wrapping_sub(target.ip) as u16, insn.len() as u8);
     if insn.is_invalid() {
         return (op, Lowered::System);
     }

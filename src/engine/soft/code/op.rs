@@ -81,6 +81,25 @@ pub(in crate::engine::soft) struct Op {
 }
 
 impl Op {
+    /// An operation of `len` bytes at offset `at` of its block that `run` executes, without operands.
+    pub(in crate::engine::soft) fn new(run: Handler, at: u16, len: u8) -> Self {
+        Self {
+            run,
+            imm: 0,
+            disp: 0,
+            dst: RegAt::ZERO,
+            src: RegAt::ZERO,
+            base: RegAt::ZERO,
+            index: RegAt::ZERO,
+            scale: 0,
+            seg: Seg::None,
+            addressing: Addressing::Flat,
+            len,
+            at,
+            extra: 0,
+        }
+    }
+
     /// Offset of the next instruction from the block's first byte.
     #[inline(always)]
     pub(in crate::engine::soft) fn next(&self) -> u64 {

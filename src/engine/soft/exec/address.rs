@@ -4,6 +4,7 @@ use crate::engine::soft::code::op::{Addressing, Op, Seg};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::{self, Break};
 use crate::engine::soft::memory::walk::Access;
+use crate::engine::soft::width::Width;
 
 impl Cpu {
     /// Linear address of the memory operand of `op`, `bytes` long.
@@ -14,6 +15,16 @@ impl Cpu {
         } else {
             self.address_slow(op, bytes, access)
         }
+    }
+
+    /// The source operand: register `op.src`, or memory if `MEM`.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn source<T: Width, const MEM: bool>(&mut self, op: &Op) -> Result<T, Break> {
+        if !MEM {
+            return Ok(self.regs.get(op.src));
+        }
+        let at = self.address(op, T::BYTES, Access::Read)?;
+        self.load(at)
     }
 
     /// Base + index << scale + displacement.

@@ -10,24 +10,14 @@ use crate::engine::soft::code::decode::Target;
 use crate::engine::soft::code::lower::{Lowered, Operand, by_width, bytes, gpr, operand};
 use crate::engine::soft::code::op::{Addressing, Handler, Op};
 use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::fault::{Break, Step};
+use crate::engine::soft::fault::Step;
 use crate::engine::soft::flags::Flags;
 use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
 
-/// The second operand: a register, or memory if `MEM`.
-#[inline(always)]
-fn source<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Result<T, Break> {
-    if !MEM {
-        return Ok(cpu.regs.get(op.src));
-    }
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    cpu.load(at)
-}
-
 fn transform<O: Transform, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let source = source::<T, MEM>(cpu, op)?;
+    let source = cpu.source::<T, MEM>(op)?;
     let (result, flags) = O::apply(cpu.regs.get::<T>(op.dst), source, cpu.flags);
     cpu.flags = flags;
     cpu.regs.set(op.dst, result);
@@ -36,7 +26,7 @@ fn transform<O: Transform, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
 
 /// BSF and BSR of zero leave the destination as it is, all 64 bits of it.
 fn scan<O: Transform, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let source = source::<T, MEM>(cpu, op)?;
+    let source = cpu.source::<T, MEM>(op)?;
     let (result, flags) = O::apply(cpu.regs.get::<T>(op.dst), source, cpu.flags);
     cpu.flags = flags;
     if source != T::default() {
@@ -82,7 +72,7 @@ fn bit_mem<O: Transform, T: Width, const IMM: bool, const CHANGES: bool>(cpu: &m
 /// memory.
 fn ternary<O: Ternary, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     // ANDN, PDEP, PEXT have the general operand last, the others first; `lower` has put the operands in place.
-    let second = source::<T, MEM>(cpu, op)?;
+    let second = cpu.source::<T, MEM>(op)?;
     let other = cpu.regs.get::<T>(RegAt::gpr(op.extra & 15));
     let swap = op.extra & 16 != 0;
     let (a, b) = if swap { (second, other) } else { (other, second) };
@@ -97,7 +87,7 @@ fn ternary<O: Ternary, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Ste
 
 /// RORX: rotates by an immediate, no flags.
 fn rorx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let value = source::<T, MEM>(cpu, op)?.to_u64();
+    let value = cpu.source::<T, MEM>(op)?.to_u64();
     let count = op.imm as u32 & (T::BITS - 1);
     let result = if T::BITS == 64 { value.rotate_right(count) } else { u64::from((value as u32).rotate_right(count)) };
     cpu.regs.set(op.dst, T::from_u64(result));
@@ -106,7 +96,7 @@ fn rorx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// MULX: RDX times the source, no flags; `op.dst` gets the high half, `op.extra`'s register the low one.
 fn mulx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let b = source::<T, MEM>(cpu, op)?;
+    let b = cpu.source::<T, MEM>(op)?;
     let (low, high, _) = multiply::<T, false>(cpu.regs.get::<T>(RegAt::RDX), b, cpu.flags);
     cpu.regs.set(RegAt::gpr(op.extra & 15), low);
     cpu.regs.set(op.dst, high);
@@ -115,7 +105,7 @@ fn mulx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// ADCX and ADOX: additions whose carry is CF or OF alone.
 fn add_with<T: Width, const MEM: bool, const OVERFLOW: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let b = source::<T, MEM>(cpu, op)?;
+    let b = cpu.source::<T, MEM>(op)?;
     let flag = if OVERFLOW { Flags::OF } else { Flags::CF };
     let mut carry_in = Flags::default();
     carry_in.set(Flags::CF, cpu.flags.0 & flag != 0);
@@ -127,7 +117,7 @@ fn add_with<T: Width, const MEM: bool, const OVERFLOW: bool>(cpu: &mut Cpu, op: 
 
 /// CRC32: `op.extra` is 1 if the destination has 64 bits, whose upper half becomes zero in any case.
 fn crc<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let data = source::<T, MEM>(cpu, op)?;
+    let data = cpu.source::<T, MEM>(op)?;
     let crc = crc32(cpu.regs.get::<u32>(op.dst), data);
     cpu.regs.set(op.dst, crc);
     Ok(())

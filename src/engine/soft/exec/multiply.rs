@@ -6,23 +6,13 @@ use super::arithmetic::{Imul, Transform, divide, divide_flags, multiply};
 use crate::engine::soft::code::lower::{Lowered, Operand, by_width, bytes, gpr, operand};
 use crate::engine::soft::code::op::{Handler, Op};
 use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::fault::{self, Break, Step};
-use crate::engine::soft::memory::walk::Access;
+use crate::engine::soft::fault::{self, Step};
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
 
-#[inline(always)]
-fn source<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Result<T, Break> {
-    if !MEM {
-        return Ok(cpu.regs.get(op.src));
-    }
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    cpu.load(at)
-}
-
 /// The product of the accumulator goes to AX, or to the RDX:RAX pair.
 fn mul<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let b = source::<T, MEM>(cpu, op)?;
+    let b = cpu.source::<T, MEM>(op)?;
     let (low, high, flags) = multiply::<T, SIGNED>(cpu.regs.get::<T>(RegAt::RAX), b, cpu.flags);
     cpu.flags = flags;
     cpu.regs.set(RegAt::RAX, low);
@@ -31,7 +21,7 @@ fn mul<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
 }
 
 fn div<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let divisor = source::<T, MEM>(cpu, op)?;
+    let divisor = cpu.source::<T, MEM>(op)?;
     let upper = if T::BYTES == 1 { RegAt::AH } else { RegAt::RDX };
     let (low, high) = (cpu.regs.get::<T>(RegAt::RAX), cpu.regs.get::<T>(upper));
     let Some((quotient, remainder)) = divide::<T, SIGNED>(low, high, divisor) else {
@@ -45,7 +35,7 @@ fn div<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
 
 /// Two operands: the destination is a factor. Three: the factors are the source and `op.imm`.
 fn imul<T: Width, const MEM: bool, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let a = source::<T, MEM>(cpu, op)?;
+    let a = cpu.source::<T, MEM>(op)?;
     let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get::<T>(op.dst) };
     let (product, flags) = Imul::apply(b, a, cpu.flags);
     cpu.flags = flags;

@@ -9,21 +9,7 @@ use crate::engine::soft::system::interrupt;
 use crate::engine::soft::system::lower::lower;
 
 fn op() -> Op {
-    Op {
-        run: interrupt::undefined,
-        imm: 0,
-        disp: 0,
-        dst: RegAt::ZERO,
-        src: RegAt::ZERO,
-        base: RegAt::ZERO,
-        index: RegAt::ZERO,
-        scale: 0,
-        seg: Seg::None,
-        addressing: Addressing::Flat,
-        len: 1,
-        at: 0,
-        extra: 0,
-    }
+    Op::new(interrupt::undefined, 0, 1)
 }
 
 #[test]

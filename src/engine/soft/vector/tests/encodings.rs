@@ -11,7 +11,7 @@ use super::super::state::{SIZE, at};
 use super::oracle::{Native, Oracle};
 use super::{DATA, Random, cpu, execute};
 use crate::engine::soft::code::lower::Lowered;
-use crate::engine::soft::code::op::{Addressing, Op, Seg};
+use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::flags::{Flags, rflags};
 use crate::engine::soft::registers::RegAt;
@@ -137,21 +137,7 @@ fn all(thunks: &Thunks, random: &mut Random) -> Vec<(Instruction, Vec<u8>)> {
 }
 
 fn blank() -> Op {
-    Op {
-        run: |_, _| Ok(()),
-        imm: 0,
-        disp: 0,
-        dst: RegAt::ZERO,
-        src: RegAt::ZERO,
-        base: RegAt::ZERO,
-        index: RegAt::ZERO,
-        scale: 0,
-        seg: Seg::None,
-        addressing: Addressing::Flat,
-        len: 0,
-        at: 0,
-        extra: 0,
-    }
+    Op::new(|_, _| Ok(()), 0, 0)
 }
 
 /// One instruction on the software CPU and on the host, from the same state; what differs, if anything does.
