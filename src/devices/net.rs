@@ -1,7 +1,7 @@
-//! A network card (virtio 1.3, section 5.1), connected to a tap interface of the host.
+//! A network card (virtio 1.3, section 5.1), connected to one of the networks that `network` knows.
 //!
-//! Packets go straight between guest RAM and the tap, one system call each, with checksums and segmentation left to
-//! whichever side has hardware for it. `Net` answers the transport on vCPU threads; the data path (`handler`) runs
+//! Packets go straight between guest RAM and the network, with checksums and segmentation left to whichever side has
+//! hardware for it. `Net` answers the transport on vCPU threads; the data path (`handler`) runs
 //! on the event loop.
 
 use std::sync::Arc;
@@ -17,20 +17,22 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use crate::devices::builder::json;
+use crate::devices::builder::{Statistics, json};
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::net::mac::Mac;
-use crate::net::tap::{self, Tap};
 use crate::net::{Backend, HEADER_LEN};
 use crate::virtio::config::ConfigSpace;
 use crate::virtio::{ActivateError, Handler, Info, VirtioDevice};
 
 mod control;
 mod handler;
+mod network;
 mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
+
+use network::Network;
 
 /// Packets that may wait in each direction; what drivers are used to.
 const QUEUE_SIZE: u16 = 256;
@@ -87,8 +89,7 @@ impl DeviceKind for Kind {
     }
 
     fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
-        let tap = options.required("tap")?.to_string();
-        tap::check_name(&tap).map_err(|reason| options.error(format!("tap={reason}")))?;
+        let network = Network::parse(options)?;
         let mac = match options.text("mac") {
             None => None,
             Some(text) => Some(text.parse::<Mac>().map_err(|()| {
@@ -100,13 +101,13 @@ impl DeviceKind for Kind {
             Some(_) => Some(options.number("mtu", 0, MIN_MTU..=u16::MAX)?),
         };
         let queues = options.number("queues", 1, 1..=MAX_PAIRS)?;
-        Ok(Box::new(NetSpec { tap, mac, mtu, queues, offload: options.switch("offload", true)? }))
+        Ok(Box::new(NetSpec { network, mac, mtu, queues, offload: options.switch("offload", true)? }))
     }
 }
 
 #[derive(Debug)]
 struct NetSpec {
-    tap: String,
+    network: Network,
     mac: Option<Mac>,
     mtu: Option<u16>,
     queues: usize,
@@ -115,7 +116,7 @@ struct NetSpec {
 
 impl Spec for NetSpec {
     fn exclusive(&self) -> Option<String> {
-        Some(format!("--net tap={}", self.tap))
+        self.network.exclusive().then(|| format!("--net {}", self.network.name()))
     }
 
     fn timed(&self) -> Option<&'static str> {
@@ -123,22 +124,27 @@ impl Spec for NetSpec {
     }
 
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
-        let fail = |e: String| AttachError(format!("--net {}: {e}", self.tap));
-        let tap = Tap::open(&self.tap, self.queues).map_err(|e| fail(e.to_string()))?;
-        if !tap.up {
-            tracing::warn!("tap {0} is down, so the guest has no network; switch it on: ip link set {0} up", self.tap);
-        }
+        let fail = |e: String| AttachError(format!("--net {}: {e}", self.network.name()));
+        let connection = self.network.open(self.queues).map_err(fail)?;
         let mac = match self.mac {
             Some(mac) => mac,
             None => Mac::random().map_err(|e| fail(format!("cannot make a random address: {e}")))?,
         };
-        let mtu = self.mtu.or(u16::try_from(tap.mtu).ok()).filter(|&mtu| mtu >= MIN_MTU);
-        let net = Net::new(tap.queues, mac, mtu, self.offload);
+        let net = Net::new(connection.backends, mac, self.mtu.or(connection.mtu), self.offload);
         let counters = net.counters.clone();
         let name = builder.virtio("net", Box::new(net));
-        builder.report(name, move || json(&*counters));
+        builder.report(name, move || report(&counters, &connection.statistics));
         Ok(())
     }
+}
+
+/// The card's counters, and under its own name what the network has to say.
+fn report(counters: &Counters, network: &Option<(&'static str, Statistics)>) -> serde_json::Value {
+    let mut value = json(counters);
+    if let (Some(object), Some((name, statistics))) = (value.as_object_mut(), network) {
+        object.insert((*name).into(), statistics());
+    }
+    value
 }
 
 /// What became of packets, which may be up to 64 KiB long where segmentation is left to the receiver. Bytes are those of
