@@ -1,26 +1,24 @@
 //! `belljar boot`: a guest operating system from the command line.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{ArgMatches, Command};
 use serde::Serialize;
 
-use super::{Failure, device_flags};
-use crate::arch::x86_64::level::CpuLevel;
+use super::{Failure, device_flags, file_failure, machine_flags};
 use crate::engine::ExitStats;
 use crate::host::footprint;
 use crate::host::limits;
 use crate::host::signal::Signals;
 use crate::host::terminal;
-use crate::loader::Protocol;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
-use crate::spec::{EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
+use crate::spec::MachineSpec;
 
 /// Flags and help of the subcommand.
 pub fn command() -> Command {
@@ -31,116 +29,10 @@ pub fn command() -> Command {
              Exit code: 0 when the guest powered off, rebooted or halted; 120 kernel panic; 121 virtual CPU died; \
              124 --timeout passed; 125 belljar failed; 2 bad usage.",
         )
-        .args(machine_args())
+        .args(machine_flags::machine())
+        .mut_arg("initrd", |arg| arg.short('i'))
         .args(device_flags::args())
-        .args(run_args())
-}
-
-fn machine_args() -> Vec<Arg> {
-    let path = || value_parser!(PathBuf);
-    vec![
-        Arg::new("spec")
-            .long("spec")
-            .value_name("FILE")
-            .value_parser(path())
-            .help("Machine specification (TOML); flags are added to it or replace it"),
-        Arg::new("kernel")
-            .long("kernel")
-            .short('k')
-            .value_name("FILE")
-            .value_parser(path())
-            .help("Kernel image: bzImage, or ELF (vmlinux, PVH)"),
-        Arg::new("initrd")
-            .long("initrd")
-            .short('i')
-            .value_name("FILE")
-            .value_parser(path())
-            .action(ArgAction::Append)
-            .help("Initial RAM disk; several are concatenated"),
-        Arg::new("append")
-            .long("append")
-            .short('a')
-            .value_name("WORDS")
-            .help("Add words to the default kernel command line"),
-        Arg::new("cmdline").long("cmdline").value_name("WORDS").help("Replace the default kernel command line"),
-        Arg::new("self-extract")
-            .long("self-extract")
-            .action(ArgAction::SetTrue)
-            .help("Let a bzImage decompress itself (slower; with KASLR)"),
-        Arg::new("entry")
-            .long("entry")
-            .value_name("NAME")
-            .value_parser(value_parser!(Protocol))
-            .help("Where the kernel is entered [default: auto]"),
-        Arg::new("cpus")
-            .long("cpus")
-            .short('c')
-            .value_name("N")
-            .value_parser(value_parser!(u32))
-            .help("Number of CPUs [default: 1]"),
-        Arg::new("memory")
-            .long("memory")
-            .short('m')
-            .value_name("SIZE")
-            .value_parser(|text: &str| text.parse::<Size>())
-            .help("RAM, e.g. 512M or 2G [default: 512M]"),
-        Arg::new("engine")
-            .long("engine")
-            .value_name("NAME")
-            .value_parser(value_parser!(EngineName))
-            .help("What runs the CPUs [default: auto]"),
-        Arg::new("cpu")
-            .long("cpu")
-            .value_name("LEVEL")
-            .value_parser(value_parser!(CpuLevel))
-            .help("What the CPUs can do at most [default: all that engine and host have]"),
-        Arg::new("deterministic")
-            .long("deterministic")
-            .action(ArgAction::SetTrue)
-            .help("The same inputs give the same run, instruction by instruction (software CPU, one CPU)"),
-        Arg::new("seed")
-            .long("seed")
-            .value_name("N")
-            .value_parser(value_parser!(u64))
-            .help("With --deterministic: other random numbers [default: 0]"),
-        Arg::new("trace").long("trace").value_name("FILE,..").help(trace_help()),
-        Arg::new("transport")
-            .long("transport")
-            .value_name("BUS")
-            .value_parser(value_parser!(Transport))
-            .help("How virtio devices are attached [default: pci]"),
-    ]
-}
-
-fn trace_help() -> String {
-    let keys = trace::KEYS.iter().map(|key| format!("\n  {}={}: {}", key.name, key.value, key.about));
-    format!("Keep executed blocks and registers in FILE (software CPU):{}", keys.collect::<String>())
-}
-
-fn run_args() -> Vec<Arg> {
-    let path = || value_parser!(PathBuf);
-    let switch =
-        |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
-    vec![
-        Arg::new("timeout")
-            .long("timeout")
-            .value_name("SECONDS")
-            .value_parser(value_parser!(u64))
-            .help("End the machine after this time, with exit code 124"),
-        Arg::new("log")
-            .long("log")
-            .value_name("FILE")
-            .value_parser(path())
-            .help("Keep the output of all consoles in FILE"),
-        Arg::new("report")
-            .long("report")
-            .value_name("FILE")
-            .value_parser(path())
-            .help("Write what happened to FILE, as JSON"),
-        switch("stats", "Print exits by kind, and instructions, to stderr at the end"),
-        switch("timing", "Print when the machine reached what to stderr at the end"),
-        switch("dry-run", "Print the specification as TOML and the kernel command line, start nothing"),
-    ]
+        .args(machine_flags::course())
 }
 
 /// Boots, waits for the end and reports. The exit code is the verdict's.
@@ -169,7 +61,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     }
     machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
-    let ending = Watch::new(&machine, limit, &signals).until_end();
+    let ending = Watch::new(&machine).limit(limit).signals(Some(&signals)).until_end();
     let verdict = Verdict::of(ending, machine.control());
     let ram_sha256 = spec.deterministic.then(|| machine.ram_sha256()).transpose().map_err(Failure::failed)?;
     let report = Report {
@@ -239,42 +131,12 @@ fn json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(Failure::failed)
 }
 
-fn file_failure(action: &str, path: &Path, error: &std::io::Error) -> Failure {
-    Failure::failed(std::io::Error::other(format!("Cannot {action}: {}: {error}", path.display())))
-}
-
 /// The specification that file and flags make together.
 fn spec(matches: &ArgMatches) -> Result<MachineSpec, Failure> {
-    let mut spec = match matches.get_one::<PathBuf>("spec") {
+    let mut spec = match machine_flags::spec_file(matches)? {
         None => MachineSpec::default(),
-        Some(path) => {
-            let text = fs::read_to_string(path).map_err(|e| match e.kind() {
-                ErrorKind::InvalidData => Failure::usage(SpecError::Toml(format!("{} is not a text", path.display()))),
-                _ => file_failure("read the specification", path, &e),
-            })?;
-            MachineSpec::from_toml(&text)
-                .map_err(|e| Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), super::chain(&e)))))?
-        }
+        Some((path, text)) => MachineSpec::from_toml(&text).map_err(|e| machine_flags::spec_failure(path, &e))?,
     };
-    let given = |name| matches.get_one::<PathBuf>(name).cloned();
-    spec.kernel = given("kernel").or(spec.kernel);
-    spec.log = given("log").or(spec.log);
-    spec.initrd.extend(matches.get_many::<PathBuf>("initrd").into_iter().flatten().cloned());
-    spec.append = matches.get_one::<String>("append").cloned().or(spec.append);
-    spec.cmdline = matches.get_one::<String>("cmdline").cloned().or(spec.cmdline);
-    spec.self_extract |= matches.get_flag("self-extract");
-    spec.entry = *matches.get_one("entry").unwrap_or(&spec.entry);
-    spec.cpus = *matches.get_one("cpus").unwrap_or(&spec.cpus);
-    spec.memory = *matches.get_one("memory").unwrap_or(&spec.memory);
-    spec.engine = *matches.get_one("engine").unwrap_or(&spec.engine);
-    spec.cpu = matches.get_one("cpu").copied().or(spec.cpu);
-    spec.deterministic |= matches.get_flag("deterministic");
-    spec.seed = matches.get_one("seed").copied().or(spec.seed);
-    if let Some(text) = matches.get_one::<String>("trace") {
-        spec.trace = Some(TraceSpec::from_flag(text).map_err(Failure::usage)?);
-    }
-    spec.transport = *matches.get_one("transport").unwrap_or(&spec.transport);
-    spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
-    device_flags::apply(matches, &mut spec).map_err(Failure::usage)?;
+    machine_flags::apply(matches, &mut spec)?;
     Ok(spec)
 }

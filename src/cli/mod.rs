@@ -3,7 +3,9 @@
 mod boot;
 mod device_flags;
 mod doctor;
+mod machine_flags;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Command;
@@ -31,6 +33,11 @@ impl Failure {
     fn failed(error: impl std::error::Error) -> Self {
         Self { code: EXIT_FAILED, message: remedy(chain(&error)) }
     }
+}
+
+/// A file that the user named cannot be used.
+fn file_failure(action: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::failed(std::io::Error::other(format!("Cannot {action}: {}: {error}", path.display())))
 }
 
 /// The error and what caused it, on one line. A cause that its effect already quotes is not said twice.

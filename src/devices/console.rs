@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Kind;
 
 const KEYS: &[Key] =
-    &[Key { name: "to", value: "stdio|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
+    &[Key { name: "to", value: "stdio|stderr|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
 
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {

@@ -82,7 +82,7 @@ impl DeviceKind for Kind {
         let text = options.required("to")?;
         match text.parse() {
             // Standard input and output are for consoles; and nobody is ever connected to nowhere.
-            Ok(Target::Stdio | Target::Null) | Err(_) => {
+            Ok(Target::Stdio | Target::Stderr | Target::Null) | Err(_) => {
                 Err(options.error(format!("to={text}: say file=PATH, pty or socket=PATH")))
             }
             Ok(target) => Ok(Box::new(PortSpec { name: name.into(), target })),

@@ -56,7 +56,7 @@ const POLLING: u8 = 8;
 pub struct Kind;
 
 const KEYS: &[Key] =
-    &[Key { name: "to", value: "stdio|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
+    &[Key { name: "to", value: "stdio|stderr|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
 
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {
@@ -471,6 +471,6 @@ mod tests {
         assert!(format!("{:?}", spec("file=/tmp/x").unwrap()).contains("/tmp/x"));
         assert_eq!(spec("off").unwrap().plain_console(), None);
         let wrong = spec("tty").unwrap_err().to_string();
-        assert_eq!(wrong, "--serial: to=tty: say stdio|file=PATH|pty|socket=PATH|null or off");
+        assert_eq!(wrong, "--serial: to=tty: say stdio|stderr|file=PATH|pty|socket=PATH|null or off");
     }
 }

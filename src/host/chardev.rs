@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -24,6 +24,8 @@ pub enum Target {
     Null,
     /// Standard input and output.
     Stdio,
+    /// Standard error; only output.
+    Stderr,
     /// A file; only output.
     File(PathBuf),
     /// A new pseudo-terminal.
@@ -33,7 +35,7 @@ pub enum Target {
 }
 
 /// What [`Target`] looks like on the command line.
-pub const TARGETS: &str = "stdio|file=PATH|pty|socket=PATH|null";
+pub const TARGETS: &str = "stdio|stderr|file=PATH|pty|socket=PATH|null";
 
 /// A text that names no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +48,7 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, TargetError> {
         match text.split_once('=') {
             None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "stderr" => Ok(Self::Stderr),
             None if text == "pty" => Ok(Self::Pty),
             None if text == "null" => Ok(Self::Null),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
@@ -60,6 +63,7 @@ impl fmt::Display for Target {
         match self {
             Self::Null => f.write_str("null"),
             Self::Stdio => f.write_str("stdio"),
+            Self::Stderr => f.write_str("stderr"),
             Self::File(path) => write!(f, "file={}", path.display()),
             Self::Pty => f.write_str("pty"),
             Self::Socket(path) => write!(f, "socket={}", path.display()),
@@ -96,22 +100,31 @@ enum How {
 const POLLED_WRITE: usize = 256;
 
 impl Sink {
-    /// Standard output. Its flags are shared with other programs (the shell, the rest of a pipeline), so they are not
-    /// changed: a second open file of the same pipe or terminal is made non-blocking.
+    /// Standard output.
     pub fn stdout() -> io::Result<Self> {
-        let stdout = rustix::stdio::stdout();
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(stdout)?.st_mode);
+        Self::shared(rustix::stdio::stdout())
+    }
+
+    /// Standard error.
+    pub fn stderr() -> io::Result<Self> {
+        Self::shared(rustix::stdio::stderr())
+    }
+
+    /// A descriptor whose flags are shared with other programs (the shell, the rest of a pipeline), so they are not
+    /// changed: a second open file of the same pipe or terminal is made non-blocking.
+    fn shared(theirs: BorrowedFd<'_>) -> io::Result<Self> {
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(theirs)?.st_mode);
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let how = match kind {
             FileType::RegularFile | FileType::BlockDevice => How::Plain,
             FileType::Socket => How::Socket,
-            _ => match rustix::fs::open("/proc/self/fd/1", flags, Mode::empty()) {
+            _ => match rustix::fs::open(format!("/proc/self/fd/{}", theirs.as_raw_fd()), flags, Mode::empty()) {
                 Ok(fd) => return Ok(Self { fd, how: How::Plain }),
                 // No /proc, a terminal of another user, a pipe whose reader is gone.
                 Err(_) => How::Polled,
             },
         };
-        Ok(Self { fd: rustix::io::fcntl_dupfd_cloexec(stdout, 0)?, how })
+        Ok(Self { fd: rustix::io::fcntl_dupfd_cloexec(theirs, 0)?, how })
     }
 
     /// A file, made or emptied.
@@ -201,12 +214,12 @@ mod tests {
 
     #[test]
     fn targets_are_read_and_printed_alike() {
-        for text in ["stdio", "pty", "null", "file=/tmp/a=b", "socket=relative.sock"] {
+        for text in ["stdio", "stderr", "pty", "null", "file=/tmp/a=b", "socket=relative.sock"] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
         for text in ["", "file", "file=", "socket=", "tty=/dev/ttyS0", "STDIO", "stdio=1"] {
             let error = text.parse::<Target>().unwrap_err().to_string();
-            assert!(error.contains("stdio|file=PATH"), "{error}");
+            assert!(error.contains("stdio|stderr|file=PATH"), "{error}");
         }
     }
 

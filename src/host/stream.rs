@@ -433,6 +433,7 @@ fn open(name: &str, target: &Target) -> io::Result<(Option<Sink>, Source, Option
             source.reader = Some(reader);
             Some(Sink::stdout()?)
         }
+        Target::Stderr => Some(Sink::stderr()?),
         Target::Pty => {
             let pty = Pty::open()?;
             // A closed stderr is no reason to fail.

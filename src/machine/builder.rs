@@ -1,6 +1,7 @@
 //! From a specification to a machine: opens, places, connects.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use super::{Error, Machine, MachineIo, choose};
@@ -73,7 +74,45 @@ fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String,
     Ok(cmdline::compose(&defaults, spec.cmdline.as_deref(), &append)?)
 }
 
-pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
+/// A machine about to be made: what a specification says, and what only a running program can hand over.
+pub struct MachineBuilder<'a> {
+    spec: &'a MachineSpec,
+    initrds: Vec<File>,
+    watchers: Vec<Arc<dyn ConsoleWatcher>>,
+}
+
+impl std::fmt::Debug for MachineBuilder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MachineBuilder").field("spec", self.spec).finish_non_exhaustive()
+    }
+}
+
+impl<'a> MachineBuilder<'a> {
+    pub(super) fn new(spec: &'a MachineSpec) -> Self {
+        Self { spec, initrds: Vec::new(), watchers: Vec::new() }
+    }
+
+    /// One more initial RAM disk, after those of the specification: an open file, such as one in memory.
+    #[must_use]
+    pub fn initrd(mut self, archive: File) -> Self {
+        self.initrds.push(archive);
+        self
+    }
+
+    /// Somebody who sees all output of all consoles.
+    #[must_use]
+    pub fn watch_consoles(mut self, watcher: Arc<dyn ConsoleWatcher>) -> Self {
+        self.watchers.push(watcher);
+        self
+    }
+
+    /// Builds the machine: opens its files, loads its kernel. Its CPUs do not run yet.
+    pub fn build(self) -> Result<Machine, Error> {
+        build(self)
+    }
+}
+
+fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Result<Machine, Error> {
     let begin = clock::monotonic_nanos();
     spec.validate()?;
     let kernel = spec.kernel.clone().ok_or(SpecError::NoKernel)?;
@@ -104,7 +143,8 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let first_output = Arc::new(FirstOutput::default());
     let panic_control = control.clone();
     let panicked = move |line: &str| panic_control.panicked_with(line);
-    let watchers: Vec<Arc<dyn ConsoleWatcher>> = vec![first_output.clone(), Arc::new(PanicWatcher::new(panicked))];
+    let own: [Arc<dyn ConsoleWatcher>; 2] = [first_output.clone(), Arc::new(PanicWatcher::new(panicked))];
+    let watchers = own.into_iter().chain(watchers).collect();
     let consoles = ConsoleHub::new(spec.log.as_deref(), watchers, notify.clone())?;
     let lines = |gsi| ioapic.line(gsi).ok_or_else(|| AttachError(format!("the I/O APIC has no pin {gsi}")));
     let mut builder = Builder {
@@ -137,7 +177,7 @@ pub(super) fn build(spec: &MachineSpec) -> Result<Machine, Error> {
     let rsdp = firmware::write(&ram, &firmware_machine(spec, &ports, &placement))?;
     let request = Boot {
         kernel,
-        initrds: spec.initrd.iter().cloned().map(Initrd::Path).collect(),
+        initrds: spec.initrd.iter().cloned().map(Initrd::Path).chain(initrds.into_iter().map(Initrd::File)).collect(),
         cmdline: command_line(spec, &wanted)?,
         rsdp,
         memory_map: layout::memory_map(spec.memory.0),

@@ -25,6 +25,10 @@ pub enum Ending {
     Failed(String),
     /// The time limit passed.
     TimedOut,
+    /// The guest agent did not answer within so many seconds.
+    BootTimedOut(u64),
+    /// Nothing was printed for so many seconds.
+    Silent(u64),
     /// The user quit, or a signal asked for the end (its number).
     Stopped(Option<i32>),
 }
@@ -128,7 +132,8 @@ impl Control {
         }
     }
 
-    fn wake(&self) {
+    /// Makes the watching thread look at everything. From any thread.
+    pub fn wake(&self) {
         if let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
             // Only a counter at its limit refuses: then it is readable anyway.
             tracing::debug!("waking the main thread: {e}");

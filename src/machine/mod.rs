@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-pub use builder::kernel_command_line;
+pub use builder::{MachineBuilder, kernel_command_line};
 pub use control::{Control, Ending};
 
 use crate::arch::x86_64::level::CpuLevel;
@@ -106,7 +106,12 @@ impl std::fmt::Debug for Machine {
 impl Machine {
     /// Builds the machine that `spec` describes: opens its files, loads its kernel. Its CPUs do not run yet.
     pub fn new(spec: &MachineSpec) -> Result<Self, Error> {
-        builder::build(spec)
+        Self::builder(spec).build()
+    }
+
+    /// A machine as `spec` says, to which more can be added before it is built.
+    pub fn builder(spec: &MachineSpec) -> MachineBuilder<'_> {
+        MachineBuilder::new(spec)
     }
 
     /// Lets the CPUs run.

@@ -32,6 +32,41 @@ pub enum Verdict {
         /// Registers, code, where.
         report: String,
     },
+    /// The command in the guest ended by itself.
+    Finished {
+        /// Its status.
+        status: u8,
+    },
+    /// A signal killed the command in the guest.
+    Killed {
+        /// Its number.
+        signal: u8,
+    },
+    /// There is no such command in the guest.
+    NotFound {
+        /// What was looked for.
+        command: String,
+    },
+    /// The command in the guest cannot be executed.
+    NotExecutable {
+        /// Which, and why.
+        reason: String,
+    },
+    /// The guest ended, but its command did not.
+    NoVerdict {
+        /// How it ended.
+        how: String,
+    },
+    /// The guest agent did not answer in time.
+    BootTimedOut {
+        /// What the time was.
+        seconds: u64,
+    },
+    /// Nothing was printed for too long.
+    Silent {
+        /// For how long.
+        seconds: u64,
+    },
     /// The time limit passed.
     TimedOut,
     /// The user quit.
@@ -52,7 +87,7 @@ impl Verdict {
     /// The verdict of a machine that ended with `ending`.
     pub fn of(ending: Ending, control: &Control) -> Self {
         match ending {
-            Ending::PowerOff | Ending::Reset | Ending::Halted | Ending::TimedOut if control.panicked() => {
+            _ if Self::is_panic(&ending, control) => {
                 Self::Panicked { message: control.panic_message().map(str::to_string) }
             }
             Ending::PowerOff => Self::PoweredOff,
@@ -61,20 +96,41 @@ impl Verdict {
             Ending::ExitPort(status) => Self::Exited { status },
             Ending::CpuDied(report) => Self::CpuDied { report },
             Ending::TimedOut => Self::TimedOut,
+            Ending::BootTimedOut(seconds) => Self::BootTimedOut { seconds },
+            Ending::Silent(seconds) => Self::Silent { seconds },
             Ending::Stopped(None) => Self::Quit,
             Ending::Stopped(Some(signal)) => Self::Signalled { signal },
             Ending::Failed(reason) => Self::Failed { reason },
         }
     }
 
+    /// Whether the guest kernel's panic is what counts, and not how the machine ended thereafter.
+    fn is_panic(ending: &Ending, control: &Control) -> bool {
+        let after = matches!(
+            ending,
+            Ending::PowerOff
+                | Ending::Reset
+                | Ending::Halted
+                | Ending::TimedOut
+                | Ending::BootTimedOut(_)
+                | Ending::Silent(_)
+        );
+        after && control.panicked()
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::PoweredOff | Self::Rebooted | Self::Halted | Self::Quit => 0,
-            Self::Exited { status } => *status,
+            Self::Exited { status } | Self::Finished { status } => *status,
+            Self::Killed { signal } => 128u8.saturating_add(*signal),
             Self::Panicked { .. } => 120,
             Self::CpuDied { .. } => 121,
-            Self::TimedOut => 124,
+            Self::BootTimedOut { .. } => 122,
+            Self::NoVerdict { .. } => 123,
+            Self::TimedOut | Self::Silent { .. } => 124,
+            Self::NotExecutable { .. } => 126,
+            Self::NotFound { .. } => 127,
             Self::Failed { .. } => EXIT_FAILED,
             Self::Signalled { signal } => 128u8.saturating_add(u8::try_from(*signal).unwrap_or(0)),
         }
@@ -91,6 +147,15 @@ impl std::fmt::Display for Verdict {
             Self::Panicked { message: None } => f.write_str("the guest kernel panicked"),
             Self::Panicked { message: Some(message) } => write!(f, "the guest kernel panicked: {message}"),
             Self::CpuDied { report } => write!(f, "the virtual CPU died\n{report}"),
+            Self::Finished { status } => write!(f, "the command ended with status {status}"),
+            Self::Killed { signal } => write!(f, "signal {signal} killed the command"),
+            Self::NotFound { command } => write!(f, "{command}: not found in the guest"),
+            Self::NotExecutable { reason } => write!(f, "{reason}: cannot be executed in the guest"),
+            Self::NoVerdict { how } => write!(f, "{how} before its command ended"),
+            Self::BootTimedOut { seconds } => {
+                write!(f, "the guest did not start within {seconds} s; give it more with --boot-timeout")
+            }
+            Self::Silent { seconds } => write!(f, "time limit reached: the guest printed nothing for {seconds} s"),
             Self::TimedOut => f.write_str("time limit reached: the guest was still running"),
             Self::Quit => f.write_str("quit"),
             Self::Signalled { signal } => write!(f, "ended by signal {signal}"),
@@ -112,6 +177,7 @@ mod tests {
         assert_eq!(code(Ending::ExitPort(42)), 42);
         assert_eq!(code(Ending::CpuDied("triple fault".into())), 121);
         assert_eq!(code(Ending::TimedOut), 124);
+        assert_eq!((code(Ending::BootTimedOut(60)), code(Ending::Silent(5))), (122, 124));
         assert_eq!(code(Ending::Failed("no memory".into())), 125);
         assert_eq!((code(Ending::Stopped(None)), code(Ending::Stopped(Some(15)))), (0, 143));
         control.notify()(GuestEvent::Panicked);

@@ -1,5 +1,5 @@
-//! The main thread while a machine runs: waits for the end, for signals, for the time limit, and notices a guest that
-//! has halted for good.
+//! The thread that waits while a machine runs, mostly the main one: for the end, for signals if the program wants that,
+//! for the time limit, and for what a [`Companion`] wants to be asked. It notices a guest that has halted for good.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,21 @@ const AFTER_HANG_UP: Duration = Duration::from_secs(10);
 /// RFLAGS: interrupts enabled.
 const IF: u64 = 1 << 9;
 
+/// Who else has a say in when a machine ends, on the watching thread.
+pub trait Companion {
+    /// A signal came. False: do what is usual, which is to press the power button, and end the machine the second time.
+    fn signal(&mut self, signal: i32) -> bool;
+    /// Something may have happened, or a second has passed; it may end the machine. Says when it wants to be asked next
+    /// at the latest.
+    fn look(&mut self) -> Option<Instant>;
+}
+
 /// Watches one machine until it ends.
 pub struct Watch<'a> {
     machine: &'a Machine,
-    signals: &'a Signals,
+    signals: Option<&'a Signals>,
+    companion: Option<&'a mut dyn Companion>,
+    companion_deadline: Option<Instant>,
     deadline: Option<Instant>,
     asked_to_end: bool,
     panic_deadline: Option<Instant>,
@@ -37,22 +48,54 @@ impl std::fmt::Debug for Watch<'_> {
 }
 
 impl<'a> Watch<'a> {
-    /// A watch over `machine` that ends it after `limit`.
-    pub fn new(machine: &'a Machine, limit: Option<Duration>, signals: &'a Signals) -> Self {
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let idle = Idle::default();
-        Self { machine, signals, deadline, asked_to_end: false, panic_deadline: None, hang_up_deadline: None, idle }
+    /// A watch over `machine`.
+    pub fn new(machine: &'a Machine) -> Self {
+        Self {
+            machine,
+            signals: None,
+            companion: None,
+            companion_deadline: None,
+            deadline: None,
+            asked_to_end: false,
+            panic_deadline: None,
+            hang_up_deadline: None,
+            idle: Idle::default(),
+        }
+    }
+
+    /// Ends the machine after `limit`, from now.
+    #[must_use]
+    pub fn limit(mut self, limit: Option<Duration>) -> Self {
+        self.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self
+    }
+
+    /// Signals of the process ask the guest to end. Without this they are left alone.
+    #[must_use]
+    pub fn signals(mut self, signals: Option<&'a Signals>) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// Somebody else has a say.
+    #[must_use]
+    pub fn companion(mut self, companion: &'a mut dyn Companion) -> Self {
+        self.companion = Some(companion);
+        self
     }
 
     /// Waits for the end.
     pub fn until_end(mut self) -> Ending {
         loop {
+            self.companion_deadline = self.companion.as_mut().and_then(|companion| companion.look());
             self.wait();
             if let Some(ending) = self.machine.control().ending() {
                 return ending;
             }
-            while let Some(signal) = self.signals.next() {
-                self.handle(signal);
+            while let Some(signal) = self.signals.and_then(Signals::next) {
+                if !self.companion.as_mut().is_some_and(|companion| companion.signal(signal)) {
+                    self.handle(signal);
+                }
             }
             self.check_deadlines();
             if self.idle.is_halted(self.machine) {
@@ -62,11 +105,13 @@ impl<'a> Watch<'a> {
     }
 
     fn wait(&self) {
-        let next = [self.deadline, self.panic_deadline, self.hang_up_deadline].into_iter().flatten().min();
+        let next = [self.deadline, self.panic_deadline, self.hang_up_deadline, self.companion_deadline];
+        let next = next.into_iter().flatten().min();
         let until = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
         let timeout = Timespec { tv_sec: until.as_secs() as i64, tv_nsec: until.subsec_nanos().into() };
         let control = self.machine.control();
-        let mut fds = [PollFd::new(control.wake_fd(), PollFlags::IN), PollFd::new(self.signals, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(control.wake_fd(), PollFlags::IN)];
+        fds.extend(self.signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
         // An interrupted poll looks at everything once more, which is harmless.
         let _ = poll(&mut fds, Some(&timeout));
         control.awake();
