@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`cli`] | the command line |
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
+//! | [`agent`] | the host's side of the agent in the guest: commands, files, the end |
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
 //! | [`devices`] | every device: options, help, construction, behaviour |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
@@ -36,6 +37,7 @@
 //! loop never waits for a vCPU thread; a vCPU thread waits for an event loop only to take a reset device off it, and what
 //! runs on loops takes no transport lock.
 
+pub mod agent;
 pub mod arch;
 pub mod block;
 pub mod board;
