@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Command;
 use clap::error::ErrorKind;
 
+use crate::host::contain;
 use crate::machine::verdict::EXIT_FAILED;
 
 /// Exit code for a command line that cannot be understood, as of most tools.
@@ -104,6 +105,7 @@ pub fn main() -> ExitCode {
         }
     };
     start_logging();
+    contain::install();
     let result = match matches.subcommand() {
         Some(("boot", matches)) => boot::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),

@@ -1,8 +1,7 @@
 //! Event loops: each is one thread with one `event-manager`. Devices run on them; vCPU threads only send messages.
 //!
 //! A machine has one loop for everything that never blocks; a device whose work may block (synchronous disk I/O)
-//! gets a loop of its own.
-
+//! gets a loop of its own. A loop that ends unasked, by an error or a panic, is told to the machine ([`Failed`]).
 //!
 //! A loop in step ([`EventLoop::start_in_step`]) serves machines whose runs can be repeated: their CPU waits after each
 //! access to a device until the loop has nothing left to do ([`LoopHandle::settle`]).
@@ -11,10 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::contain::contain;
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
 
 /// What runs on a loop.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// Is told, on one line, that a loop ended unasked and why; on the loop's thread.
+pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
 
 /// The loop could not be started or reached.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,7 @@ pub struct EventLoop {
 pub struct LoopHandle {
     endpoint: RemoteEndpoint<Subscriber>,
     step: Option<Arc<Step>>,
+    failed: Failed,
 }
 
 /// What a loop in step and those who wait for it tell each other.
@@ -122,37 +126,41 @@ impl std::fmt::Debug for LoopHandle {
 }
 
 impl EventLoop {
-    /// Starts a thread called `name` (tools show 15 characters of it).
+    /// Starts a thread called `name` (tools show 15 characters of it), about whose end only the log tells.
     pub fn start(name: &str) -> Result<Self, Error> {
-        Self::start_with(name, None)
+        Self::start_with(name, None, Arc::new(|what| tracing::error!("{what}")))
+    }
+
+    /// The same, and `failed` is told of its end.
+    pub fn start_watched(name: &str, failed: Failed) -> Result<Self, Error> {
+        Self::start_with(name, None, failed)
     }
 
     /// The same for a machine whose CPU waits for its devices: all of them are to run on this one loop, and none may do
     /// anything at a time of its own.
-    pub fn start_in_step(name: &str) -> Result<Self, Error> {
-        Self::start_with(name, Some(Arc::default()))
+    pub fn start_in_step(name: &str, failed: Failed) -> Result<Self, Error> {
+        Self::start_with(name, Some(Arc::default()), failed)
     }
 
-    fn start_with(name: &str, step: Option<Arc<Step>>) -> Result<Self, Error> {
+    fn start_with(name: &str, step: Option<Arc<Step>>, failed: Failed) -> Result<Self, Error> {
         let fail = |reason: String| Error::Start { name: name.into(), reason };
         let mut manager = EventManager::<Subscriber>::new_with_capacity(32).map_err(|e| fail(e.to_string()))?;
-        let handle = LoopHandle { endpoint: manager.remote_endpoint(), step: step.clone() };
+        let handle = LoopHandle { endpoint: manager.remote_endpoint(), step: step.clone(), failed: failed.clone() };
         let end = Arc::new(AtomicBool::new(false));
         let ended = end.clone();
+        let what = format!("the I/O thread {name}");
         let thread = std::thread::Builder::new()
             .name(name.into())
             .stack_size(256 << 10)
             .spawn(move || {
                 let step = step.as_deref();
-                while !ended.load(Ordering::Acquire) {
-                    let turn = manager.run();
-                    let turn = turn.and_then(|_| step.map_or(Ok(()), |step| step.follow(&mut manager)));
-                    if let Err(e) = turn {
-                        tracing::error!("event loop stopped: {e}");
-                        break;
-                    }
-                }
+                let outcome = contain(&what, || turn_until(&ended, &mut manager, step));
                 step.into_iter().for_each(Step::end);
+                match outcome {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => failed(format!("{what} stopped: {e}")),
+                    Err(panicked) => failed(panicked),
+                }
             })
             .map_err(|e| fail(e.to_string()))?;
         Ok(Self { handle, end, thread: Some(thread) })
@@ -164,18 +172,36 @@ impl EventLoop {
     }
 }
 
+/// What a loop's thread does until it shall end.
+fn turn_until(
+    ended: &AtomicBool,
+    manager: &mut EventManager<Subscriber>,
+    step: Option<&Step>,
+) -> event_manager::Result<()> {
+    while !ended.load(Ordering::Acquire) {
+        manager.run()?;
+        step.map_or(Ok(()), |step| step.follow(manager))?;
+    }
+    Ok(())
+}
+
 impl Drop for EventLoop {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Release);
         let kicked = self.handle.endpoint.kick();
         if let (Ok(()), Some(thread)) = (kicked, self.thread.take()) {
-            // A panic on the loop's thread was already printed there; nothing is left to do about it here.
+            // A panic on the loop's thread was told there; nothing is left to do about it here.
             let _ = thread.join();
         }
     }
 }
 
 impl LoopHandle {
+    /// Starts another loop, whose end is told to whom the end of this one is.
+    pub fn start_another(&self, name: &str) -> Result<EventLoop, Error> {
+        EventLoop::start_watched(name, self.failed.clone())
+    }
+
     /// Whether the machine waits for this loop: then nothing on it may depend on time or on other threads.
     pub fn in_step(&self) -> bool {
         self.step.is_some()
@@ -250,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_loop_in_step_has_done_all_when_it_is_settled() {
-        let looped = EventLoop::start_in_step("test-step").unwrap();
+        let looped = EventLoop::start_in_step("test-step", Arc::new(|what| panic!("{what}"))).unwrap();
         let handle = looped.handle();
         assert!(handle.in_step());
         for round in 0..50 {
@@ -287,5 +313,33 @@ mod tests {
         let handle = looped.handle();
         drop(looped);
         assert!(handle.remove(id).is_err());
+    }
+
+    /// Panics when it is written to.
+    struct Mistake(EventFd);
+    impl MutEventSubscriber for Mistake {
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            panic!("a panic that this test wants");
+        }
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_panic_on_a_loop_is_told_and_leaves_nobody_waiting() {
+        let (sender, told) = channel();
+        let failed: Failed = Arc::new(move |what| sender.send(what).unwrap());
+        let main = EventLoop::start_in_step("test-main", failed).unwrap();
+        let own = main.handle().start_another("test-own").unwrap();
+        for looped in [own, main] {
+            let fd = EventFd::new(0).unwrap();
+            let id = looped.handle().add(Box::new(Mistake(fd.try_clone().unwrap()))).unwrap();
+            fd.write(1).unwrap();
+            looped.handle().settle();
+            let what = told.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(what.starts_with("the I/O thread test-") && what.contains("panicked"), "{what}");
+            assert!(looped.handle().remove(id).is_err());
+        }
     }
 }

@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod chardev;
 pub mod clock;
+pub mod contain;
 pub mod cpu;
 pub mod escape;
 pub mod event_loop;

@@ -135,8 +135,8 @@ fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Resu
     vm.coalesce(IoAddr::Mmio(layout::IOAPIC), 4)?;
     vm.coalesce(IoAddr::Port(PCI_CONFIG_ADDRESS), 4)?;
     let main_loop = match deterministic {
-        Some(_) => EventLoop::start_in_step("devices")?,
-        None => EventLoop::start("devices")?,
+        Some(_) => EventLoop::start_in_step("devices", control.failed())?,
+        None => EventLoop::start_watched("devices", control.failed())?,
     };
     let in_step = deterministic.map(|_| Arc::new(InStep::new(main_loop.handle(), control.clone())));
     let notify = control.notify();

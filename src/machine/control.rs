@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::devices::{GuestEvent, Notify};
+use crate::host::event_loop::Failed;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +110,12 @@ impl Control {
     pub fn notify(self: &Arc<Self>) -> Notify {
         let control = self.clone();
         Arc::new(move |event| control.on_guest_event(event))
+    }
+
+    /// For event loops: a machine whose devices are not served any more ends.
+    pub fn failed(self: &Arc<Self>) -> Failed {
+        let control = self.clone();
+        Arc::new(move |what| control.end(Ending::Failed(what)))
     }
 
     fn on_guest_event(&self, event: GuestEvent) {

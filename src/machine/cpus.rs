@@ -1,5 +1,6 @@
 //! The vCPU threads: each owns one vCPU and runs it until the machine pauses or stops.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{CpuIo, Exit, ExitCounters, ExitStats, Kicker, Vcpu};
 use crate::host::clock;
+use crate::host::contain::contain;
 use crate::machine::control::{Control, Ending};
 
 /// A vCPU that does not answer within this time hangs in the host.
@@ -22,12 +24,15 @@ pub struct Cpus {
 struct CpuThread {
     kicker: Arc<dyn Kicker>,
     counters: Arc<ExitCounters>,
-    mailbox: Arc<Mutex<Vec<Request>>>,
+    mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Work for the thread that owns a vCPU.
 type Request = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+/// Requests that wait; none once the thread is gone, so that nobody waits for its answer.
+type Mailbox = Mutex<Option<Vec<Request>>>;
 
 /// A vCPU did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +54,15 @@ impl Cpus {
     ) -> std::io::Result<Self> {
         let mut cpus = Self { gate: Arc::default(), threads: Vec::with_capacity(vcpus.len()) };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let mailbox = Arc::new(Mutex::default());
-            let runner =
-                Runner { io: io.clone(), control: control.clone(), gate: cpus.gate.clone(), mailbox: mailbox.clone() };
+            let mailbox = Arc::new(Mutex::new(Some(Vec::new())));
+            let runner = Runner {
+                index,
+                io: io.clone(),
+                control: control.clone(),
+                gate: cpus.gate.clone(),
+                mailbox: mailbox.clone(),
+                parked: Cell::new(false),
+            };
             let (kicker, counters) = (vcpu.kicker(), vcpu.counters());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
@@ -86,7 +97,7 @@ impl Cpus {
             // The asker may have given up waiting.
             let _ = answer.send(work(vcpu));
         });
-        lock(&cpu.mailbox).push(request);
+        lock(&cpu.mailbox).as_mut().ok_or(NoAnswer(index))?.push(request);
         // With the lock taken once, a parked thread has either seen the request or is waiting for the notification.
         drop(lock(&self.gate.state));
         self.gate.changed.notify_all();
@@ -200,14 +211,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What a vCPU thread needs beside its vCPU.
 struct Runner {
+    index: usize,
     io: Arc<dyn CpuIo + Send>,
     control: Arc<Control>,
     gate: Arc<Gate>,
-    mailbox: Arc<Mutex<Vec<Request>>>,
+    mailbox: Arc<Mailbox>,
+    /// Counted among those that are parked.
+    parked: Cell<bool>,
 }
 
 impl Runner {
-    fn run(self, mut vcpu: Box<dyn Vcpu>) {
+    /// All that the thread does. A panic ends the machine at once; whoever waits for this CPU then finds it parked.
+    fn run(self, vcpu: Box<dyn Vcpu>) {
+        if let Err(what) = contain(&format!("the thread of vCPU {}", self.index), || self.run_until_stop(vcpu)) {
+            self.control.end(Ending::Failed(what));
+            *lock(&self.mailbox) = None;
+            if !self.parked.get() {
+                lock(&self.gate.state).parked += 1;
+            }
+            self.gate.changed.notify_all();
+        }
+    }
+
+    fn run_until_stop(&self, mut vcpu: Box<dyn Vcpu>) {
         while self.may_run(vcpu.as_mut(), true) {
             if self.gate.first_run.load(Ordering::Relaxed) == 0 {
                 self.gate.first_run.store(clock::monotonic_nanos(), Ordering::Relaxed);
@@ -235,19 +261,17 @@ impl Runner {
     /// False when the machine stops.
     fn may_run(&self, vcpu: &mut dyn Vcpu, able: bool) -> bool {
         let mut state = lock(&self.gate.state);
-        let mut parked = false;
         loop {
-            let requests = std::mem::take(&mut *lock(&self.mailbox));
+            let requests = lock(&self.mailbox).as_mut().map(std::mem::take).unwrap_or_default();
             if !requests.is_empty() {
                 drop(state);
                 requests.into_iter().for_each(|request| request(vcpu));
                 state = lock(&self.gate.state);
             } else if state.mode == Mode::Stop || (state.mode == Mode::Run && able) {
-                state.parked -= usize::from(parked);
+                state.parked -= usize::from(self.parked.take());
                 return state.mode == Mode::Run;
             } else {
-                if !parked {
-                    parked = true;
+                if !self.parked.replace(true) {
                     state.parked += 1;
                     self.gate.changed.notify_all();
                 }
@@ -265,7 +289,7 @@ mod tests {
     use crate::engine::{IoAddr, Result};
     use std::sync::atomic::AtomicBool;
 
-    /// Runs until kicked, or ends with the exit it was given.
+    /// Runs until kicked, or ends with the exit it was given; panics for `Exit::Debug`.
     struct Fake {
         kicked: Arc<FakeKicker>,
         runs: Arc<AtomicU64>,
@@ -297,6 +321,9 @@ mod tests {
             self.kicked.clone()
         }
         fn run(&mut self, _: &dyn CpuIo) -> Result<Exit> {
+            if self.exit == Some(Exit::Debug) {
+                panic!("a panic that this test wants");
+            }
             if let Some(exit) = self.exit.take() {
                 return Ok(exit);
             }
@@ -373,5 +400,32 @@ mod tests {
         cpus.pause();
         cpus.stop();
         cpus.stop();
+    }
+
+    #[test]
+    fn a_panic_ends_the_machine_at_once_and_nobody_waits_for_the_thread() {
+        let (mut cpus, _, control) = start(vec![Some(Exit::Debug), None]);
+        cpus.resume();
+        wait_for(|| control.has_ended());
+        let Some(Ending::Failed(what)) = control.ending() else { panic!("{:?}", control.ending()) };
+        assert!(what.starts_with("the thread of vCPU 0 panicked"), "{what}");
+        assert!(what.contains("a panic that this test wants"), "{what}");
+        let start = Instant::now();
+        wait_for(|| cpus.with(0, |_| ()).is_err());
+        cpus.pause();
+        assert!(cpus.with(0, |_| ()).is_err() && cpus.with(1, |_| ()).is_ok());
+        assert!(start.elapsed() < ANSWER, "nobody waits in vain");
+        cpus.stop();
+    }
+
+    #[test]
+    fn a_request_that_panics_ends_the_machine_too() {
+        let (cpus, _, control) = start(vec![None, None]);
+        cpus.pause();
+        assert!(cpus.with(1, |_| panic!("a panic that this test wants")).map(|(): ()| ()).is_err());
+        wait_for(|| matches!(control.ending(), Some(Ending::Failed(_))));
+        cpus.resume();
+        cpus.pause();
+        assert!(cpus.with(0, |_| ()).is_ok());
     }
 }

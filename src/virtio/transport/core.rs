@@ -192,7 +192,7 @@ impl Core {
         }
         let own = match self.own_loop.take() {
             Some(own) => own,
-            None => EventLoop::start(&self.parts.name).map_err(|e| ActivateError(e.to_string()))?,
+            None => self.parts.events.start_another(&self.parts.name).map_err(|e| ActivateError(e.to_string()))?,
         };
         Ok(self.own_loop.insert(own).handle())
     }
