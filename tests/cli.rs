@@ -1,6 +1,8 @@
 //! The command line as a user meets it, wrong input above all: every mistake gets one line that names the thing and what
 //! to do, and a documented exit code. No guest runs here.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -363,4 +365,13 @@ fn a_machine_gets_the_engine_that_the_doctor_found() {
         None => refuses(&kernel, 125, &["KVM: /dev/kvm"]),
         Some(_) => refuses(&kernel, 125, &["/nonexistent/vmlinuz"]),
     }
+}
+
+/// Every test with a guest fails if the software CPU has met an instruction that it offers and has not.
+#[test]
+#[should_panic(expected = "unimplemented instruction at 0x1000")]
+fn a_guest_that_meets_an_unimplemented_instruction_fails_its_test() {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("echo ' WARN {} at 0x1000: monitor' >&2", belljar::engine::UNIMPLEMENTED)]);
+    common::Session::start(command).finish(Duration::from_secs(30));
 }

@@ -30,6 +30,10 @@ use crate::irq::MsiSink;
 use crate::mem::Ram;
 pub use trace::Trace;
 
+/// What the log says of an instruction that an engine offers to guests and cannot execute: a mistake of the engine's, for
+/// which tests look.
+pub const UNIMPLEMENTED: &str = "unimplemented instruction";
+
 /// The engine failed; never caused by what a guest does.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

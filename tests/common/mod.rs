@@ -71,8 +71,7 @@ pub fn tiny_engine() -> Option<&'static str> {
     Some("soft")
 }
 
-/// What the software CPU says when it meets an instruction that it should have, but has not.
-pub const UNIMPLEMENTED: &str = "unimplemented instruction";
+pub use belljar::engine::UNIMPLEMENTED;
 
 /// A directory for files of a test; on a file system with holes and direct I/O, which not every /tmp has.
 pub fn scratch() -> tempfile::TempDir {
