@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use common::tiny;
+
 /// What the guest does: everything that could differ.
 const SCRIPT: &str = "\
 date
@@ -66,6 +68,7 @@ fn run(dir: &Path, input: &str, flags: &[&str]) -> Option<Result> {
     assert!(!console.contains("unimplemented instruction"), "{console}");
     let report: serde_json::Value = serde_json::from_slice(&fs::read(at("report")).unwrap()).unwrap();
     let text = |key: &str| report[key].to_string();
+    assert_eq!(text("repeatable"), "true");
     let (instructions, ram) = (text("instructions"), text("ram_sha256"));
     Some(Result { console, instructions, ram, disk: fs::read(at("disk")).unwrap() })
 }
@@ -97,4 +100,26 @@ fn other_inputs_give_another_run() {
     let input = run(dir.path(), "hallo\n", &[]).unwrap();
     assert!(input.console.contains("typed: hallo"), "{}", input.console);
     assert_ne!((first.instructions, first.ram), (input.instructions, input.ram));
+}
+
+/// A guest that loops and is ended by the clock.
+#[test]
+fn a_run_that_the_clock_ends_is_said_not_to_repeat() {
+    let dir = common::scratch();
+    let (kernel, report) = (dir.path().join("kernel"), dir.path().join("report"));
+    fs::write(&kernel, tiny::kernel(&[0xeb, 0xfe])).unwrap();
+    let output = Command::new(common::belljar())
+        .args(["boot", "--deterministic", "--memory", "64M", "--serial", "stdio", "--timeout", "1"])
+        .arg("--kernel")
+        .arg(kernel)
+        .arg("--report")
+        .arg(&report)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(124), "{said}");
+    assert!(said.contains("--deterministic: a signal, a key or a time limit ended this run"), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["repeatable"], false);
 }

@@ -44,7 +44,11 @@ struct Session {
 impl Session {
     /// Starts belljar on a new terminal; none where there is nothing to run it on.
     fn start() -> Option<Self> {
-        let engine = common::tiny_engine()?;
+        Some(Self::start_with(&["--engine", common::tiny_engine()?]))
+    }
+
+    /// With these flags.
+    fn start_with(more: &[&str]) -> Self {
         let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&user).unwrap();
         unlockpt(&user).unwrap();
@@ -56,17 +60,21 @@ impl Session {
         std::fs::write(&kernel, echo_kernel()).unwrap();
         let side = || Stdio::from(terminal.try_clone().unwrap());
         let child = Command::new(common::belljar())
-            .args(["boot", "--engine", engine, "--serial", "stdio", "--timeout", "60", "--kernel"])
+            .args(["boot", "--serial", "stdio", "--timeout", "60", "--kernel"])
             .arg(kernel)
+            .args(more)
             .stdin(side())
             .stdout(side())
             .stderr(side())
             .spawn()
             .unwrap();
         let mut session = Self { child, user: user.into(), terminal, seen: String::new(), _dir: dir };
+        if more.contains(&"--deterministic") {
+            session.expect("belljar: --deterministic: what is typed here");
+        }
         session.expect("ready");
         assert!(session.raw());
-        Some(session)
+        session
     }
 
     fn raw(&self) -> bool {
@@ -175,4 +183,12 @@ fn a_stopped_program_leaves_the_terminal_and_takes_it_again() {
     }
     session.signal(Signal::KILL);
     assert_eq!(session.child.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn a_run_that_cannot_be_repeated_says_so() {
+    let mut session = Session::start_with(&["--deterministic"]);
+    session.type_in("\x01x");
+    assert!(session.end().success());
+    session.expect("belljar: --deterministic: a signal, a key or a time limit ended this run");
 }

@@ -20,6 +20,12 @@ use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
 use crate::spec::MachineSpec;
 
+/// Said before a run with `--deterministic` at a terminal.
+const TYPED: &str =
+    "--deterministic: what is typed here comes at a time of its own: give input by <FILE for a run that repeats";
+/// Said after one that did not end by itself.
+const TIMED: &str = "--deterministic: a signal, a key or a time limit ended this run: the next one may end elsewhere";
+
 /// Flags and help of the subcommand.
 pub fn command() -> Command {
     Command::new("boot")
@@ -55,13 +61,15 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
     footprint::give_back();
-    if let Some(notice) = machine.notice() {
+    let typed = (spec.deterministic && terminal::is_raw()).then_some(TYPED);
+    for notice in machine.notice().into_iter().chain(typed) {
         // The machine may have made the terminal raw.
         eprint!("belljar: {notice}{}", if terminal::is_raw() { "\r\n" } else { "\n" });
     }
     machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine).limit(limit).signals(Some(&signals)).until_end();
+    let timed = machine.control().timed();
     let verdict = Verdict::of(ending, machine.control());
     let ram_sha256 = spec.deterministic.then(|| machine.ram_sha256()).transpose().map_err(Failure::failed)?;
     let report = Report {
@@ -71,6 +79,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         instructions: machine.instructions(),
         cpu_seconds: machine.cpus().cpu_time().as_secs_f64(),
         ram_sha256,
+        repeatable: spec.deterministic.then_some(!timed && typed.is_none()),
         timing: machine.timing(),
         devices: machine.device_statistics(),
         verdict,
@@ -78,6 +87,9 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     // Flushes the consoles and gives the terminal back before anything else is printed on it.
     drop(machine);
     terminal::restore();
+    if spec.deterministic && timed {
+        eprintln!("belljar: {TIMED}");
+    }
     conclude(matches, &report, report_file)
 }
 
@@ -97,6 +109,9 @@ struct Report {
     /// With `--deterministic`: all RAM at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     ram_sha256: Option<String>,
+    /// With `--deterministic`: nothing that comes at a time of its own had a part in the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeatable: Option<bool>,
     timing: Timing,
     devices: BTreeMap<String, serde_json::Value>,
 }

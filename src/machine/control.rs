@@ -41,6 +41,7 @@ pub struct Control {
     panicked: AtomicBool,
     panic_message: OnceLock<String>,
     crash_kernel: AtomicBool,
+    timed: AtomicBool,
     wake: OwnedFd,
 }
 
@@ -52,6 +53,7 @@ impl Control {
             panicked: AtomicBool::new(false),
             panic_message: OnceLock::new(),
             crash_kernel: AtomicBool::new(false),
+            timed: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         }))
     }
@@ -73,6 +75,17 @@ impl Control {
     /// Why the machine ends, if it does.
     pub fn ending(&self) -> Option<Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A signal or the time of day has a part in what follows.
+    pub fn comes_at_a_time(&self) {
+        self.timed.store(true, Ordering::Release);
+    }
+
+    /// Whether a signal, a key or the time of day had a part in when the machine ended: the next run may end elsewhere.
+    pub fn timed(&self) -> bool {
+        let timed = matches!(self.ending(), Some(Ending::TimedOut | Ending::Stopped(_)));
+        timed || self.timed.load(Ordering::Acquire)
     }
 
     /// Whether the guest kernel panicked. If so, that is the verdict, however the machine ends.

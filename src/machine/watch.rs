@@ -125,6 +125,7 @@ impl<'a> Watch<'a> {
                 // The terminal is gone: nobody is there to send a second signal.
                 self.hang_up_deadline = Instant::now().checked_add(AFTER_HANG_UP);
             }
+            self.machine.control().comes_at_a_time();
             self.machine.press_power_button();
             tracing::info!("signal {signal}: asked the guest to power off; send it again to end the machine");
             self.asked_to_end = true;
@@ -143,6 +144,7 @@ impl<'a> Watch<'a> {
         if control.panicked() && !control.crash_kernel() {
             let at = *self.panic_deadline.get_or_insert(now + AFTER_PANIC);
             if now >= at {
+                control.comes_at_a_time();
                 control.end(Ending::Halted);
             }
         }
