@@ -196,7 +196,7 @@ impl Connection {
                 Err(e) => return Error::Gone(format!("its connection broke: {e}")),
             }
             loop {
-                match decoder.next() {
+                match decoder.next_frame() {
                     Ok(Some(frame)) => {
                         if let Err(why) = self.hear(frame) {
                             return why;

@@ -24,6 +24,8 @@ mod process;
 pub mod protocol;
 mod pump;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -37,6 +39,9 @@ pub use protocol::{
 
 use connection::Connection;
 use protocol::Message;
+
+/// The agent: a static program, to be `/init` of an initramfs that also has a [`Plan`] at [`PLAN_PATH`].
+pub static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/belljar-agent"));
 
 /// Something went wrong between host and guest.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -75,7 +75,7 @@ impl Decoder {
         Self { limit, buffer: Vec::new(), done: 0, begun: false }
     }
 
-    /// Adds bytes. Holds at most a frame more than what is added at once, if [`Self::next`] is called until it has none.
+    /// Adds bytes. Holds at most a frame more than what is added at once, if [`Self::next_frame`] is called until it has none.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.done.min(self.buffer.len()));
         self.done = 0;
@@ -83,8 +83,7 @@ impl Decoder {
     }
 
     /// The next whole frame. Messages that are not known are passed over. After an error the stream means nothing.
-    #[expect(clippy::should_implement_trait, reason = "not an iterator: more may come after None")]
-    pub fn next(&mut self) -> Result<Option<Frame>, Malformed> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Malformed> {
         if !self.begin()? {
             return Ok(None);
         }

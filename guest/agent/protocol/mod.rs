@@ -12,6 +12,7 @@
 pub mod frame;
 pub mod message;
 pub mod plan;
+pub mod tree;
 pub mod wire;
 
 pub use frame::{Decoder, Frame};
