@@ -10,6 +10,7 @@ mod compact;
 pub mod elf;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod fixtures;
+pub mod initramfs;
 pub mod initrd;
 mod linux;
 mod lzop;
@@ -207,18 +208,11 @@ struct Kernel {
 /// Puts everything that `request` names into `ram`.
 pub fn load(ram: &Ram, request: &Boot) -> Result<Loaded, Error> {
     let path = &request.kernel;
-    let read = |source| Error::Read { path: path.clone(), source };
-    let file = File::open(path).map_err(read)?;
-    if !file.metadata().map_err(read)?.is_file() {
-        return Err(Error::NotAKernel { path: path.clone(), found: "a directory or a device" });
-    }
-    let head = read_head(&file).map_err(read)?;
+    let (file, head) = open(path)?;
     let mut kernel = if head.starts_with(elf::MAGIC) {
         load_elf(ram, request, &file)?
-    } else if bzimage::is_bzimage(&head) {
-        packed::load(ram, request, file, &head)?
     } else {
-        return Err(Error::NotAKernel { path: path.clone(), found: looks_like(&head) });
+        packed::load(ram, request, file, &head)?
     };
     let above_4g = kernel.header.xloadflags & bootparam::XLF_CAN_BE_LOADED_ABOVE_4G != 0;
     let last = if above_4g { u64::MAX } else { kernel.header.initrd_addr_max.into() };
@@ -280,6 +274,38 @@ fn entry(image: &elf::Image, protocol: Protocol) -> Result<(Kind, u64), &'static
     } else {
         Err("its entry is outside of what is loaded; it is not a Linux kernel and has no PVH entry")
     }
+}
+
+/// Opens a kernel without loading it: the file, and its first bytes. An error if it is none.
+fn open(path: &Path) -> Result<(File, Vec<u8>), Error> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    if !file.metadata().map_err(read)?.is_file() {
+        return Err(Error::NotAKernel { path: path.to_owned(), found: "a directory or a device" });
+    }
+    let head = read_head(&file).map_err(read)?;
+    if head.starts_with(elf::MAGIC) || bzimage::is_bzimage(&head) {
+        return Ok((file, head));
+    }
+    Err(Error::NotAKernel { path: path.to_owned(), found: looks_like(&head) })
+}
+
+/// The release of the kernel in the file `path`, if its headers say; an error if it is no kernel.
+pub fn release(path: &Path) -> Result<Option<String>, Error> {
+    let (file, head) = open(path)?;
+    if head.starts_with(elf::MAGIC) {
+        let image = elf::parse(&file).map_err(|source| Error::Elf { path: path.to_owned(), source })?;
+        return Ok(image.version);
+    }
+    let len = file.metadata().map_err(|source| Error::Read { path: path.to_owned(), source })?.len();
+    let image = bzimage::parse(&head, len).map_err(|source| Error::BzImage { path: path.to_owned(), source })?;
+    Ok(image.version)
+}
+
+/// The ELF file that the kernel `path` is or contains; none if it is packed in a way unknown here.
+pub fn vmlinux(path: &Path, cache: &cache::Policy) -> Result<Option<File>, Error> {
+    let (file, head) = open(path)?;
+    if head.starts_with(elf::MAGIC) { Ok(Some(file)) } else { packed::vmlinux(path, &file, &head, cache) }
 }
 
 /// The first bytes of the file, fewer if it is shorter.

@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rustix::fs::MemfdFlags;
 
 use super::bzimage::{self, BzImage};
-use super::cache::Cache;
+use super::cache::{Cache, Policy};
 use super::compact::compact;
 use super::unpack::{self, Format};
 use super::{Boot, Error, Kernel, Kind, Protocol, Report, elf, load_elf};
@@ -85,7 +86,7 @@ fn load_unpacked(
     image: &BzImage,
     payload: Payload,
 ) -> Result<Option<Kernel>, Error> {
-    let (unpacked, cached) = match unpacked(request, file, &payload) {
+    let (unpacked, cached) = match unpacked(&request.cache, file, &payload) {
         Ok(found) => found,
         Err(Failure::Unpack(source)) => return Err(Error::Unpack { path: request.kernel.clone(), source }),
         Err(Failure::NotElf(error)) => {
@@ -105,10 +106,23 @@ fn load_unpacked(
     Ok(Some(kernel))
 }
 
+/// The ELF file inside of the bzImage `file`, which starts with `head`; none if there is none that can be had.
+pub fn vmlinux(path: &Path, file: &File, head: &[u8], cache: &Policy) -> Result<Option<File>, Error> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let len = file.metadata().map_err(read)?.len();
+    let image = bzimage::parse(head, len).map_err(|source| Error::BzImage { path: path.to_owned(), source })?;
+    let Some(payload) = payload(&image, file).map_err(read)? else { return Ok(None) };
+    match unpacked(cache, file, &payload) {
+        Ok((file, _)) => Ok(Some(file)),
+        Err(Failure::Unpack(source)) => Err(Error::Unpack { path: path.to_owned(), source }),
+        Err(Failure::NotElf(_)) => Ok(None),
+    }
+}
+
 /// The ELF file, and whether it comes from the cache.
-fn unpacked(request: &Boot, file: &File, payload: &Payload) -> Result<(File, bool), Failure> {
+fn unpacked(cache: &Policy, file: &File, payload: &Payload) -> Result<(File, bool), Failure> {
     let make = |to: &File| make(file, payload, to);
-    let Some(cache) = Cache::open(&request.cache) else {
+    let Some(cache) = Cache::open(cache) else {
         let memory = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
         let memory = File::from(memory);
         make(&memory)?;
