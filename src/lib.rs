@@ -8,6 +8,7 @@
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
 //! | [`agent`] | the host's side of the agent in the guest: commands, files, the end |
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
+//! | [`kernel`] | finding kernels and their modules; what a kernel lacks; kept kernels |
 //! | [`devices`] | every device: options, help, construction, behaviour |
 //! | [`loader`] | kernels, initial file systems, boot parameters |
 //! | [`firmware`] | ACPI tables, power registers |
@@ -50,6 +51,7 @@ pub mod firmware;
 pub mod fuzz;
 pub mod host;
 pub mod irq;
+pub mod kernel;
 pub mod loader;
 pub mod machine;
 pub mod mem;

@@ -30,7 +30,7 @@ pub const DATE: u64 = 1_767_225_600;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MachineSpec {
-    /// Kernel image: bzImage or ELF.
+    /// Kernel: an image (bzImage or ELF), or whatever else [`crate::kernel::find`] finds one by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disks, concatenated in this order.
@@ -139,6 +139,11 @@ impl fmt::Display for Size {
         }
         write!(f, "{}", self.0)
     }
+}
+
+/// A number of bytes for people, in MiB.
+pub fn approximate(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 impl std::str::FromStr for Size {

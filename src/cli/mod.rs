@@ -3,6 +3,7 @@
 mod boot;
 mod device_flags;
 mod doctor;
+mod kernel;
 mod machine_flags;
 
 use std::path::Path;
@@ -87,6 +88,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .max_term_width(100)
         .subcommand(boot::command())
+        .subcommand(kernel::command())
         .subcommand(doctor::command())
 }
 
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
     contain::install();
     let result = match matches.subcommand() {
         Some(("boot", matches)) => boot::run(matches),
+        Some(("kernel", matches)) => kernel::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
         _ => return EXIT_USAGE.into(),
     };

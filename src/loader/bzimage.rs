@@ -25,6 +25,8 @@ const DEFAULT_SETUP_SECTS: u64 = 4;
 const VERSION_XLOADFLAGS: u16 = 0x020c;
 /// The 64-bit entry is here in the code.
 const ENTRY_64: u64 = 0x200;
+/// The setup code, which the header and the version string are in, is at most this long: 64 sectors and the boot sector.
+pub const HEAD: usize = 65 * 512;
 /// The version string is at most this long.
 const VERSION_MAX: usize = 200;
 
@@ -66,7 +68,7 @@ pub fn is_bzimage(head: &[u8]) -> bool {
     u32_at(head, HEADER_END) == Some(HEADER_MAGIC) && u16_at(head, 0x1fe) == Some(BOOT_FLAG)
 }
 
-/// Reads the header from the first 4 KiB of a file of `len` bytes.
+/// Reads the header from `head`, the first [`HEAD`] bytes of a file of `len` bytes.
 pub fn parse(head: &[u8], len: u64) -> Result<BzImage, Error> {
     let header = read_header(head).ok_or(Error::Damaged("it ends within the setup header"))?;
     let (version, flags, extended_flags) = (header.version, header.loadflags, header.xloadflags);
@@ -138,7 +140,7 @@ mod tests {
     }
 
     fn parsed(file: &[u8]) -> Result<BzImage, Error> {
-        parse(&file[..file.len().min(4096)], file.len() as u64)
+        parse(&file[..file.len().min(HEAD)], file.len() as u64)
     }
 
     #[test]
@@ -151,6 +153,17 @@ mod tests {
         assert_eq!(image.version.as_deref(), Some("6.1.0-test"));
         assert_eq!({ image.header.init_size }, 0x20_0000);
         assert_eq!({ image.header.kernel_info_offset }, 0x1234, "the last field");
+    }
+
+    /// Linux 6.12 has more than 4 KiB of setup code before it.
+    #[test]
+    fn the_version_may_be_far_behind_the_header() {
+        let mut file = sample();
+        file[0x1f1] = 31;
+        file.resize(64 * 1024, 0);
+        file[0x20e..0x210].copy_from_slice(&0x3a00u16.to_le_bytes());
+        file[0x3c00..0x3c0b].copy_from_slice(b"6.12.1-far ");
+        assert_eq!(parsed(&file).unwrap().version.as_deref(), Some("6.12.1-far"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! and boot parameters, and says in which state the boot CPU starts. Called once per start of a machine, before
 //! any vCPU runs, on the thread that builds the machine.
 
-mod bytes;
+pub(crate) mod bytes;
 pub mod bzimage;
 pub mod cache;
 pub mod cmdline;
@@ -302,6 +302,12 @@ pub fn release(path: &Path) -> Result<Option<String>, Error> {
     Ok(image.version)
 }
 
+/// Whether `file` begins as ELF files do.
+pub fn is_elf(file: &File) -> bool {
+    let mut head = [0; elf::MAGIC.len()];
+    file.read_exact_at(&mut head, 0).is_ok() && head == elf::MAGIC
+}
+
 /// The ELF file that the kernel `path` is or contains; none if it is packed in a way unknown here.
 pub fn vmlinux(path: &Path, cache: &cache::Policy) -> Result<Option<File>, Error> {
     let (file, head) = open(path)?;
@@ -310,7 +316,7 @@ pub fn vmlinux(path: &Path, cache: &cache::Policy) -> Result<Option<File>, Error
 
 /// The first bytes of the file, fewer if it is shorter.
 fn read_head(file: &File) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; 4096];
+    let mut head = vec![0; bzimage::HEAD];
     let mut len = 0;
     while let Some(rest) = head.get_mut(len..).filter(|r| !r.is_empty()) {
         match file.read_at(rest, len as u64) {

@@ -173,10 +173,14 @@ fn next_u32(source: &mut impl Read) -> io::Result<Option<u32>> {
 }
 
 /// A part of a file as a stream.
-struct Part<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where the next byte is.
+    pub at: u64,
+    /// Where the part ends, if the file does not end before.
+    pub end: u64,
 }
 
 impl Read for Part<'_> {

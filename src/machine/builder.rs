@@ -20,6 +20,7 @@ use crate::firmware::{self, IsaDevice};
 use crate::host::clock;
 use crate::host::event_loop::EventLoop;
 use crate::host::limits;
+use crate::kernel;
 use crate::loader::{self, Boot, Initrd, cmdline};
 use crate::machine::control::Control;
 use crate::machine::cpus::Cpus;
@@ -115,7 +116,6 @@ impl<'a> MachineBuilder<'a> {
 fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Result<Machine, Error> {
     let begin = clock::monotonic_nanos();
     spec.validate()?;
-    let kernel = spec.kernel.clone().ok_or(SpecError::NoKernel)?;
     let wanted = spec.devices()?;
     let control = Control::new().map_err(|e| Error::Host("create an eventfd", e))?;
     // More than is free may be fine: guests seldom use all of theirs. More than there is would end by the OOM killer.
@@ -176,7 +176,7 @@ fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Resu
     bus.insert(IoAddr::Port(layout::POWER_PORTS), power::PORTS.into(), power.clone())?;
     let rsdp = firmware::write(&ram, &firmware_machine(spec, &ports, &placement))?;
     let request = Boot {
-        kernel,
+        kernel: kernel::image(spec.kernel.as_deref().ok_or(SpecError::NoKernel)?)?,
         initrds: spec.initrd.iter().cloned().map(Initrd::Path).chain(initrds.into_iter().map(Initrd::File)).collect(),
         cmdline: command_line(spec, &wanted)?,
         rsdp,

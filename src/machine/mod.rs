@@ -50,6 +50,8 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] AttachError),
     #[error(transparent)]
+    Kernel(#[from] crate::kernel::Error),
+    #[error(transparent)]
     Loader(#[from] loader::Error),
     #[error("The kernel command line is not usable")]
     Cmdline(#[from] loader::cmdline::Error),
