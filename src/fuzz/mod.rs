@@ -7,11 +7,13 @@
 //! | `queues` | virtqueues in memory of any content; requests to every device's handler |
 //! | `registers` | registers of both transports, PCI configuration space, ports, I/O APIC |
 //! | `files` | kernels, initial RAM file systems, disk images |
+//! | `kernels` | kernel packages and modules |
 //! | `cpu` | the software CPU: bytes as guest code |
 //! | `texts` | device options, specification files, kernel command lines |
 
 mod cpu;
 mod files;
+mod kernels;
 mod queues;
 mod registers;
 mod texts;
@@ -56,6 +58,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kernel", run: files::kernel, seeds: files::kernels },
     Target { name: "initrd", run: files::initrd, seeds: none },
     Target { name: "image", run: files::image, seeds: files::images },
+    Target { name: "package", run: kernels::package, seeds: kernels::packages },
+    Target { name: "module", run: kernels::module, seeds: kernels::modules },
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },

@@ -29,7 +29,7 @@ pub enum Error {
          belljar's own; belljar kernel list shows what there is"
     )]
     Unknown { name: String },
-    #[error("No kernel in {path}: {reason}")]
+    #[error("No kernel in the directory {path}: {reason}")]
     Directory { path: PathBuf, reason: &'static str },
     #[error("No kernel in the package {path}: {reason}")]
     NotInPackage { path: PathBuf, reason: String },

@@ -25,6 +25,8 @@ mod release;
 mod root;
 mod search;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -149,6 +151,12 @@ impl Kernel {
         let vmlinux = vmlinux.inspect_err(|error| tracing::debug!(%error, "no embedded configuration")).ok()??;
         Config::embedded(&vmlinux).ok()?
     }
+}
+
+/// For the fuzz target of this name.
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) fn look_at_module(data: &[u8]) {
+    drop(modinfo::parse(data));
 }
 
 /// The release: what a bzImage says, then what the place says, then what an ELF file says.

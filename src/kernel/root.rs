@@ -15,8 +15,9 @@ const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 const IMAGES: [&str; 4] = ["vmlinuz-", "vmlinux-", "bzImage-", "kernel-"];
 /// How an image is called that has a directory to itself.
 const ALONE: [&str; 3] = ["bzImage", "vmlinuz", "vmlinux"];
-/// What shows that a directory is `lib/modules/RELEASE`.
-const OF_MODULES: [&str; 5] = ["kernel", "modules.dep", "modules.order", "updates", "extra"];
+/// Files and directories that show that a directory is `lib/modules/RELEASE`.
+const LISTS: [&str; 2] = ["modules.dep", "modules.order"];
+const DIRECTORIES: [&str; 3] = ["kernel", "updates", "extra"];
 
 /// A kernel and what is with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub fn modules_below(root: &Path, release: &str) -> Option<PathBuf> {
 }
 
 fn holds_modules(path: &Path) -> bool {
-    OF_MODULES.iter().any(|name| path.join(name).exists())
+    LISTS.iter().any(|name| path.join(name).is_file()) || DIRECTORIES.iter().any(|name| path.join(name).is_dir())
 }
 
 /// Releases of the kernels that are installed below `root`, the newest first.

@@ -6,6 +6,8 @@ mod cpio;
 mod deb;
 mod rpm;
 mod take;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::fs::{self, File};
