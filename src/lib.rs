@@ -15,6 +15,7 @@
 //! | [`virtio`], [`pci`] | queues, transports, driver-side test kit; configuration space, MSI-X |
 //! | [`block`] | disk images: raw, qcow2, snapshots, locks |
 //! | [`net`] | networks: tap interfaces |
+//! | [`fs`] | directories of the host: a FUSE server |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |
 //! | [`engine`] | the boundary between a machine and the CPU that runs it; KVM |
@@ -29,7 +30,7 @@
 //! | main | builds the machine, then waits for its end, signals, the time limit | touches a device |
 //! | `vcpuN` | runs guest code, answers register accesses, (de)activates virtio devices | waits for I/O |
 //! | `devices` | one event loop: all device work that does not block | waits for anything but events |
-//! | one for each blocking device | an event loop of its own: synchronous disk I/O | |
+//! | one for each blocking device | an event loop of its own: synchronous disk I/O, shared directories | |
 //!
 //! # Lock order
 //!
@@ -47,6 +48,7 @@ pub mod cli;
 pub mod devices;
 pub mod engine;
 pub mod firmware;
+pub mod fs;
 #[cfg(any(test, feature = "testkit"))]
 pub mod fuzz;
 pub mod host;

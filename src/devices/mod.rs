@@ -8,6 +8,7 @@ pub mod character_queues;
 pub mod console;
 pub mod console_output;
 pub mod exit_port;
+pub mod fs;
 pub mod guest_event;
 pub mod keyboard_reset;
 pub mod net;
@@ -26,8 +27,17 @@ pub use guest_event::{GuestEvent, Notify};
 pub use options::{Key, OptionError, Options};
 
 /// Every kind of device; the order is that of `--help` and of PCI slots.
-pub const KINDS: &[&dyn Kind] =
-    &[&serial::Kind, &console::Kind, &blk::Kind, &net::Kind, &rng::Kind, &vsock::Kind, &balloon::Kind, &port::Kind];
+pub const KINDS: &[&dyn Kind] = &[
+    &serial::Kind,
+    &console::Kind,
+    &blk::Kind,
+    &net::Kind,
+    &fs::Kind,
+    &rng::Kind,
+    &vsock::Kind,
+    &balloon::Kind,
+    &port::Kind,
+];
 
 /// Places the devices that every machine has: clock, reset line, exit port, pvpanic. They cost nothing until used.
 /// `rtc_listed`: ACPI shall name the clock (see [`rtc::place`]).

@@ -15,6 +15,11 @@ pub fn raise_open_files() {
     }
 }
 
+/// How many files this process may have open.
+pub fn open_files() -> usize {
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize)
+}
+
 /// Bytes of RAM and swap that this host has, used or not: no process can ever hold more.
 pub fn memory() -> u64 {
     let host = sysinfo();

@@ -9,6 +9,7 @@ pub mod escape;
 pub mod event_loop;
 pub mod file_lock;
 pub mod footprint;
+pub mod identity;
 pub mod limits;
 pub mod log_limit;
 pub mod parts;

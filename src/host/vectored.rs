@@ -183,6 +183,13 @@ pub fn write_at(fd: impl AsFd, offset: u64, bufs: &[IoBuf]) -> io::Result<usize>
     check(unsafe { libc::pwritev(fd.as_fd().as_raw_fd(), list, count as libc::c_int, offset) })
 }
 
+/// One `pwritev2` to the end of a file, wherever that is by then, however the file was opened.
+pub fn append(fd: impl AsFd, bufs: &[IoBuf]) -> io::Result<usize> {
+    let (list, count) = as_iovecs(bufs);
+    // SAFETY: as in `write`.
+    check(unsafe { libc::pwritev2(fd.as_fd().as_raw_fd(), list, count as libc::c_int, 0, libc::RWF_APPEND) })
+}
+
 /// Fills all of `bufs` from `offset`; the end of the file is an error of kind `UnexpectedEof`.
 pub fn read_exact_at(fd: impl AsFd, offset: u64, bufs: &[IoBuf]) -> io::Result<()> {
     complete(fd.as_fd(), offset, bufs, read_at, io::ErrorKind::UnexpectedEof)

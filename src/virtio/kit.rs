@@ -147,6 +147,8 @@ pub struct Kit {
     recorder: Arc<Recorder>,
     active: Option<Active>,
     next: u64,
+    /// Where the rings of the activation end.
+    start: u64,
     event_idx: bool,
 }
 
@@ -171,7 +173,16 @@ impl Kit {
     /// A kit that uses `ram`, of which at least the first MiB must exist.
     pub fn with_ram(device: Box<dyn VirtioDevice>, ram: Ram) -> Self {
         let recorder = Arc::default();
-        Self { ram, device, queues: Vec::new(), recorder, active: None, next: ALLOC_START, event_idx: true }
+        Self {
+            ram,
+            device,
+            queues: Vec::new(),
+            recorder,
+            active: None,
+            next: ALLOC_START,
+            start: ALLOC_START,
+            event_idx: true,
+        }
     }
 
     /// Whether the next activation negotiates EVENT_IDX (it does unless told otherwise).
@@ -186,6 +197,11 @@ impl Kit {
         let end = self.ram.region_of(0).unwrap().len;
         assert!(self.next <= end, "the test uses up the kit's RAM");
         at
+    }
+
+    /// Gives back what was allocated since the activation, or the last call: the driver needs none of it any more.
+    pub fn rewind(&mut self) {
+        self.next = self.start;
     }
 
     /// Bytes that `alloc` can still give out.
@@ -232,6 +248,7 @@ impl Kit {
                 used_early: VecDeque::new(),
             });
         }
+        self.start = self.next;
         let queues = Queues::new(self.ram.clone(), &layouts, self.recorder.clone()).unwrap();
         Ok(Runner::new("test".into(), handler, queues))
     }
