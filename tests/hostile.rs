@@ -43,6 +43,7 @@ const DEVICES: &[(&str, &[&str])] = &[
             "path=DIR/base,format=raw,readonly",
         ],
     ),
+    ("fs", &["--fs", "DIR/shared,tag=test,mode=rw", "--fs", "DIR/shared,tag=more,queues=2,cache=always"]),
     ("rng", &["--rng"]),
     ("vsock", &["--vsock", "DIR/vsock"]),
     ("balloon", &["--balloon", "size=8M,stats=1,free-page-reporting"]),
@@ -110,6 +111,8 @@ impl Run {
         for (name, mib) in [("raw", 1), ("ring", 8), ("base", 2)] {
             std::fs::File::create(dir.join(name)).unwrap().set_len(mib << 20).unwrap();
         }
+        std::fs::create_dir(dir.join("shared")).unwrap();
+        std::fs::write(dir.join("shared/file"), "content").unwrap();
         let mut command = if has_tap() {
             let mut command = Command::new("unshare");
             let script = "ip tuntap add hostile0 mode tap && ip link set hostile0 up && exec \"$@\"";

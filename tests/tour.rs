@@ -251,6 +251,11 @@ fn vsock() {
 }
 
 #[test]
+fn share() {
+    tour("share.md", include_str!("../docs/share.md"));
+}
+
+#[test]
 fn balloon() {
     tour("balloon.md", include_str!("../docs/balloon.md"));
 }

@@ -400,14 +400,6 @@ impl Inodes {
         }
         fd
     }
-
-    /// How many nodes the guest knows, the root among them, and how many descriptors there are for them.
-    #[cfg(test)]
-    pub(super) fn count(&self) -> (usize, usize) {
-        assert_eq!(self.descriptors, self.table.values().filter(|inode| inode.fd.is_some()).count() - 1);
-        assert_eq!(self.nameless, self.table.values().filter(|inode| inode.nameless).count() - 1);
-        (self.table.len(), self.descriptors)
-    }
 }
 
 impl Inode {

@@ -5,6 +5,7 @@
 //! | file | what is fuzzed |
 //! | --- | --- |
 //! | `queues` | virtqueues in memory of any content; requests to every device's handler |
+//! | `shares` | requests to the server of shared directories |
 //! | `registers` | registers of both transports, PCI configuration space, ports, I/O APIC |
 //! | `files` | kernels, initial RAM file systems, disk images |
 //! | `kernels` | kernel packages and modules |
@@ -16,6 +17,7 @@ mod files;
 mod kernels;
 mod queues;
 mod registers;
+mod shares;
 mod texts;
 
 use std::fs::File;
@@ -52,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rng", run: queues::rng, seeds: none },
     Target { name: "balloon", run: queues::balloon, seeds: none },
     Target { name: "vsock", run: queues::vsock, seeds: none },
+    Target { name: "share", run: shares::share, seeds: none },
     Target { name: "pci", run: registers::pci, seeds: none },
     Target { name: "mmio", run: registers::mmio, seeds: none },
     Target { name: "board", run: registers::board, seeds: none },

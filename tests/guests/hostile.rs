@@ -34,6 +34,7 @@ const EXIT: u16 = 0xf4;
 /// Device types that need to be treated as what they are.
 const BALLOON: u64 = 5;
 const VSOCK: u64 = 19;
+const FS: u64 = 26;
 
 const MAX_DEVICES: usize = 24;
 const MAX_QUEUES: usize = 5;
@@ -539,7 +540,29 @@ impl Guest {
         if kind == VSOCK && i == 0 && !write && (BUFFERS..RAM_END - 64).contains(&at) {
             return (at, self.packet(at));
         }
+        if kind == FS && i == 0 && !write && (BUFFERS..RAM_END - 4096).contains(&at) {
+            return (at, self.file_request(at));
+        }
         (at, len)
+    }
+
+    /// A request to a shared directory, of a few nodes and handles; returns its length.
+    fn file_request(&mut self, at: u64) -> u64 {
+        // One in four begins a mount; nothing works before.
+        let opcode = if self.random.one_in(4) { 26 } else { self.random.below(54) };
+        let numbers = [0, opcode, 1, 0, self.random.below(8), 0, 0, 0, 0, 0];
+        for (number, i) in numbers.into_iter().zip(0..) {
+            w(at + 4 * i, 4, number);
+        }
+        w(at + 40, 4, if opcode == 26 { 7 } else { self.random.below(8) });
+        w(at + 44, 4, if opcode == 26 { 38 } else { 0 });
+        for i in 2..16 {
+            let number = self.random.below(12);
+            w(at + 40 + 4 * i, 4, number);
+        }
+        // A name, if what comes before it has this length.
+        w(at + 40 + 4 * self.random.below(16), 4, 0x0065_6c69);
+        40 + self.random.below(68)
     }
 
     /// A vsock packet, from the guest to a few ports of the host; returns its length.
