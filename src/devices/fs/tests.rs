@@ -124,7 +124,7 @@ impl Mount {
     }
 
     fn init(&mut self) -> Vec<u8> {
-        let all = u64::MAX & !(1 << 31);
+        let all = !(1u64 << 31);
         self.call(
             Opcode::Init,
             0,
