@@ -18,6 +18,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::block::{self, Disk, DiskOptions, Format, SECTOR};
+use crate::devices::throttle::{self, Rates, Throttle};
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::mem::file_ring::FileRing;
 use crate::virtio::config::ConfigSpace;
@@ -49,6 +50,8 @@ const KEYS: &[Key] = &[
     Key { name: "queues", value: "N", about: "number of queues, 1 to 16 (default 1)" },
     Key { name: "queue-size", value: "N", about: "requests per queue, a power of two, 4 to 1024 (default 512)" },
     Key { name: "serial", value: "TEXT", about: "at most 20 characters; in the guest: /dev/disk/by-id/virtio-TEXT" },
+    throttle::BANDWIDTH,
+    throttle::OPERATIONS,
 ];
 
 /// How the host reads and writes.
@@ -109,6 +112,7 @@ fn parse(options: &Options) -> Result<DiskSpec, OptionError> {
         queues: options.number("queues", 1, 1..=MAX_QUEUES)?,
         queue_size,
         serial: serial.into(),
+        rates: Rates::parse(options)?,
     })
 }
 
@@ -120,9 +124,14 @@ struct DiskSpec {
     queues: u16,
     queue_size: u16,
     serial: String,
+    rates: Rates,
 }
 
 impl Spec for DiskSpec {
+    fn timed(&self) -> Option<&'static str> {
+        (!self.rates.is_unlimited()).then_some("--disk bw or ops")
+    }
+
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         builder.virtio("disk", Box::new(Blk::open(self, builder.events.in_step())?));
         Ok(())
@@ -140,6 +149,7 @@ struct Shared {
     readonly: bool,
     /// The driver turned the write cache off: every write is made permanent before it is answered.
     writethrough: AtomicBool,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Shared {
@@ -194,10 +204,11 @@ impl Blk {
     fn open(spec: &DiskSpec, in_step: bool) -> Result<Self, AttachError> {
         let disk = block::open(&spec.image).map_err(|e| AttachError(e.to_string()))?;
         let way = if in_step { Way::Sync } else { choose_way(spec, &*disk)? };
-        Ok(Self::over(disk, spec, way))
+        let throttle = spec.rates.throttle().map_err(|e| AttachError(format!("cannot make a timer: {e}")))?;
+        Ok(Self::over(disk, spec, way, throttle))
     }
 
-    fn over(disk: Box<dyn Disk>, spec: &DiskSpec, way: Way) -> Self {
+    fn over(disk: Box<dyn Disk>, spec: &DiskSpec, way: Way, throttle: Option<Arc<Throttle>>) -> Self {
         let readonly = spec.image.readonly;
         let mut features = (1 << VIRTIO_BLK_F_SEG_MAX) | (1 << VIRTIO_BLK_F_BLK_SIZE) | (1 << VIRTIO_BLK_F_TOPOLOGY);
         features |= match readonly {
@@ -221,6 +232,7 @@ impl Blk {
             config,
             readonly,
             writethrough: AtomicBool::new(false),
+            throttle,
         };
         let info = Info {
             id: VIRTIO_ID_BLOCK as u16,

@@ -18,6 +18,7 @@ pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
 pub mod serial;
+pub mod throttle;
 pub mod vsock;
 
 use std::fmt::Debug;

@@ -20,5 +20,6 @@ pub mod socket;
 pub mod stream;
 pub mod survey;
 pub mod terminal;
+pub mod token_bucket;
 pub mod tun;
 pub mod vectored;

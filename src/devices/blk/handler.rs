@@ -27,6 +27,7 @@ const RING_ENTRIES: u32 = 128;
 /// Tokens of descriptors.
 const ALARM: u32 = 0;
 const RING: u32 = 1;
+const THROTTLE: u32 = 2;
 
 /// The handler.
 pub(super) struct Requests {
@@ -34,6 +35,8 @@ pub(super) struct Requests {
     size_check: Option<Alarm>,
     way: Way,
     ring: Option<Ring>,
+    /// The queue that is served first when all were held back.
+    first: usize,
 }
 
 /// A request that the kernel works on.
@@ -70,13 +73,17 @@ impl Requests {
             }
         };
         drop(disk);
-        Ok(Self { shared, size_check, way, ring })
+        Ok(Self { shared, size_check, way, ring, first: 0 })
     }
 
     /// Serves one request, or sends it on its way.
     fn take(&mut self, index: usize, mut chain: Chain, disk: &mut dyn Disk, queues: &mut Queues) -> Result<(), Broken> {
         chain.take_status()?;
-        let status = match request::parse(&mut chain, &self.shared, disk.size()) {
+        let parsed = request::parse(&mut chain, &self.shared, disk.size());
+        if let Some(throttle) = &self.shared.throttle {
+            throttle.passed(parsed.map_or(0, |request| request.data_len(&chain)));
+        }
+        let status = match parsed {
             Err(status) => status,
             Ok(request) => {
                 let can_fly = self.can_fly(request, &chain, disk);
@@ -119,6 +126,24 @@ impl Requests {
         }
     }
 
+    /// The next request of queue `index` that may be served now.
+    fn next(&self, index: usize, queues: &mut Queues) -> Result<Option<Chain>, Broken> {
+        match &self.shared.throttle {
+            Some(throttle) if throttle.holds_back() => Ok(None),
+            _ => queues.queue(index).pop(),
+        }
+    }
+
+    /// Requests that were held back may pass now: those of another queue first each time.
+    fn go_on(&mut self, queues: &mut Queues) -> Result<(), Broken> {
+        if let Some(throttle) = &self.shared.throttle {
+            throttle.rang();
+        }
+        let count = queues.len();
+        self.first = (self.first + 1) % count.max(1);
+        (0..count).try_for_each(|index| self.on_queue((self.first + index) % count, queues))
+    }
+
     /// Tells the driver if the image was made longer or shorter.
     fn check_size(&mut self, queues: &mut Queues) {
         let mut disk = self.shared.disk();
@@ -138,7 +163,9 @@ impl Requests {
 impl Handler for Requests {
     fn fds(&self) -> Vec<(RawFd, u32)> {
         let alarm = self.size_check.iter().map(|alarm| (alarm.as_raw_fd(), ALARM));
-        alarm.chain(self.ring.iter().map(|ring| (ring.ring.fd(), RING))).collect()
+        let ring = self.ring.iter().map(|ring| (ring.ring.fd(), RING));
+        let throttle = self.shared.throttle.iter().map(|throttle| (throttle.fd(), THROTTLE));
+        alarm.chain(ring).chain(throttle).collect()
     }
 
     fn start(&mut self, queues: &mut Queues) -> Result<(), Broken> {
@@ -155,7 +182,7 @@ impl Handler for Requests {
         let shared = self.shared.clone();
         let mut disk = shared.disk();
         let mut answered = Instant::now();
-        while let Some(chain) = queues.queue(index).pop()? {
+        while let Some(chain) = self.next(index, queues)? {
             self.take(index, chain, &mut **disk, queues)?;
             if answered.elapsed() > ANSWER_WITHIN {
                 queues.signal()?;
@@ -180,6 +207,7 @@ impl Handler for Requests {
                 self.check_size(queues);
                 Ok(())
             }
+            (THROTTLE, ..) => self.go_on(queues),
             _ => Ok(()),
         }
     }

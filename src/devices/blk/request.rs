@@ -54,6 +54,17 @@ pub(super) enum Request {
     WriteZeroes,
 }
 
+impl Request {
+    /// Bytes that are read from or written to the disk, as far as they pass through the guest's memory.
+    pub(super) fn data_len(self, chain: &Chain) -> usize {
+        match self {
+            Request::Read(_) => chain.writable_len(),
+            Request::Write(_) => chain.readable_len(),
+            Request::Flush | Request::Id | Request::Discard | Request::WriteZeroes => 0,
+        }
+    }
+}
+
 /// Reads the header and checks what can be checked of the rest. The status byte must have been taken.
 pub(super) fn parse(chain: &mut Chain, shared: &Shared, size: u64) -> Result<Request, Status> {
     let mut header = [0; 16];

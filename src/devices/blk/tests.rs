@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -375,7 +375,7 @@ impl Disk for Counting {
 #[test]
 fn writes_are_permanent_at_once_unless_the_driver_can_flush() {
     let disk = Counting::default();
-    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync);
+    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync, None);
     let mut kit = Kit::new(Box::new(blk));
     let all = features(&kit);
     let flushes = || disk.flushes.swap(0, Ordering::Relaxed);
@@ -399,7 +399,7 @@ fn writes_are_permanent_at_once_unless_the_driver_can_flush() {
 #[test]
 fn a_megabyte_in_pages_is_one_call_to_the_disk() {
     let disk = Counting::default();
-    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync);
+    let blk = Blk::over(Box::new(disk.clone()), &spec("x").unwrap(), Way::Sync, None);
     let mut kit = Kit::new(Box::new(blk));
     kit.activate(features(&kit));
     let head = header(IN, 0);
@@ -416,7 +416,7 @@ fn a_megabyte_in_pages_is_one_call_to_the_disk() {
 
 #[test]
 fn the_configuration_says_what_the_disk_can_do() {
-    let blk = Blk::over(Box::new(Counting::default()), &spec("x,queues=2,queue-size=128").unwrap(), Way::Sync);
+    let blk = Blk::over(Box::new(Counting::default()), &spec("x,queues=2,queue-size=128").unwrap(), Way::Sync, None);
     let mut bytes = [0; field::END];
     blk.config().read(0, &mut bytes);
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -491,4 +491,53 @@ proptest! {
         kit.activate(features(&kit));
         prop_assert_eq!(read(&mut kit, 0, 512).0, OK);
     }
+}
+
+#[test]
+fn requests_wait_for_tokens_and_none_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path());
+    for (aio, limit) in [("sync", "bw=1M"), ("io_uring", "ops=1000"), ("auto", "bw=64M,ops=500")] {
+        let spec = spec(&format!("{path},aio={aio},queues=2,{limit}")).unwrap();
+        let blk = Blk::open(&spec, false).unwrap();
+        let throttle = blk.shared.throttle.clone().unwrap();
+        let mut kit = Kit::new(Box::new(blk));
+        let all = features(&kit);
+        for _ in 0..2 {
+            throttle.refill(&spec.rates);
+            kit.activate(all);
+            assert_eq!(read(&mut kit, 8, 512).0, OK);
+            throttle.exhaust();
+            let heads: Vec<_> =
+                (0..4).map(|i| kit.add(i % 2, &[Part::Out(&header(IN, 9)), Part::In(1024), Part::In(1)])).collect();
+            let flush = kit.add(1, &[Part::Out(&header(FLUSH, 0)), Part::In(1)]);
+            (0..2).for_each(|queue| kit.notify(queue));
+            for _ in 0..3 {
+                kit.poll_fds(Duration::from_millis(40));
+            }
+            assert!((0..2).all(|queue| kit.try_used(queue).is_none()), "{limit}: nothing passes without tokens");
+            throttle.refill(&spec.rates);
+            let mut used: Vec<_> = [0, 0, 1, 1, 1].map(|queue| kit.wait_used(queue)).into();
+            let flushed = used.iter().position(|used| used.head == flush).unwrap();
+            assert_eq!(status(&used.remove(flushed)), OK, "{limit}");
+            assert!(used.iter().all(|used| status(used) == OK && used.len == 1025), "{limit}");
+            assert!(heads.iter().all(|head| used.iter().any(|used| used.head == *head)), "{limit}");
+            // A reset while something waits: it is gone, and the next driver is served.
+            throttle.exhaust();
+            kit.add(0, &[Part::Out(&header(IN, 9)), Part::In(1024), Part::In(1)]);
+            kit.notify(0);
+            kit.reset();
+        }
+    }
+}
+
+#[test]
+fn a_limit_that_is_never_reached_changes_nothing_on_a_loop() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kit = kit(&format!("{},bw=1T,ops=4000000000", image(dir.path())));
+    kit.activate_on_loop(features(&kit));
+    for sector in 0..300 {
+        assert_eq!(read(&mut kit, sector, 4096).0, OK);
+    }
+    assert!(spec("x,ops=0").unwrap_err().to_string().contains("ops=0"));
 }
