@@ -18,6 +18,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::devices::builder::{Statistics, json};
+use crate::devices::throttle::{self, Rates, Throttle};
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::net::mac::Mac;
 use crate::net::{Backend, HEADER_LEN};
@@ -73,6 +74,8 @@ const KEYS: &[Key] = &[
     Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
     Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },
     Key { name: "offload", value: "on|off", about: "leave checksums and segmentation to the receiver (on)" },
+    throttle::BANDWIDTH,
+    throttle::OPERATIONS,
 ];
 
 impl DeviceKind for Kind {
@@ -101,7 +104,8 @@ impl DeviceKind for Kind {
             Some(_) => Some(options.number("mtu", 0, MIN_MTU..=u16::MAX)?),
         };
         let queues = options.number("queues", 1, 1..=MAX_PAIRS)?;
-        Ok(Box::new(NetSpec { network, mac, mtu, queues, offload: options.switch("offload", true)? }))
+        let offload = options.switch("offload", true)?;
+        Ok(Box::new(NetSpec { network, mac, mtu, queues, offload, rates: Rates::parse(options)? }))
     }
 }
 
@@ -112,6 +116,8 @@ struct NetSpec {
     mtu: Option<u16>,
     queues: usize,
     offload: bool,
+    /// In each direction.
+    rates: Rates,
 }
 
 impl Spec for NetSpec {
@@ -130,7 +136,8 @@ impl Spec for NetSpec {
             Some(mac) => mac,
             None => Mac::random().map_err(|e| fail(format!("cannot make a random address: {e}")))?,
         };
-        let net = Net::new(connection.backends, mac, self.mtu.or(connection.mtu), self.offload);
+        let mut net = Net::new(connection.backends, mac, self.mtu.or(connection.mtu), self.offload);
+        net.throttles = Throttles::new(&self.rates).map_err(|e| fail(format!("cannot make a timer: {e}")))?;
         let counters = net.counters.clone();
         let name = builder.virtio("net", Box::new(net));
         builder.report(name, move || report(&counters, &connection.statistics));
@@ -183,6 +190,19 @@ fn add(counter: &AtomicU64, number: usize) {
     counter.fetch_add(number as u64, Ordering::Relaxed);
 }
 
+/// What keeps packets to the limits of the card: each direction to its own, all queues of it together.
+#[derive(Debug, Clone, Default)]
+struct Throttles {
+    receive: Option<Arc<Throttle>>,
+    transmit: Option<Arc<Throttle>>,
+}
+
+impl Throttles {
+    fn new(rates: &Rates) -> std::io::Result<Self> {
+        Ok(Self { receive: rates.throttle()?, transmit: rates.throttle()? })
+    }
+}
+
 struct Net {
     backends: Vec<Arc<dyn Backend>>,
     mac: Mac,
@@ -191,6 +211,7 @@ struct Net {
     config: ConfigSpace,
     counters: Arc<Counters>,
     patience: Duration,
+    throttles: Throttles,
 }
 
 impl Net {
@@ -214,7 +235,8 @@ impl Net {
         config.set(CONFIG_STATUS, &(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
         config.set(CONFIG_PAIRS, &u16::try_from(backends.len()).unwrap_or(u16::MAX).to_le_bytes());
         config.set(CONFIG_MTU, &mtu.unwrap_or(0).to_le_bytes());
-        Self { backends, mac, mtu, features, config, counters: Arc::default(), patience: PATIENCE }
+        let (counters, throttles) = Default::default();
+        Self { backends, mac, mtu, features, config, counters, patience: PATIENCE, throttles }
     }
 
     /// Makes the backends forget what an earlier driver wished.
@@ -258,6 +280,7 @@ impl VirtioDevice for Net {
             config: self.config.clone(),
             counters: self.counters.clone(),
             patience: self.patience,
+            throttles: self.throttles.clone(),
         };
         Ok(Box::new(handler::NetHandler::new(setup)))
     }

@@ -11,15 +11,17 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MQ;
 use super::control::Control;
 use super::receive::Receiver;
 use super::transmit::Transmitter;
-use super::{Counters, GUEST_OFFLOADS};
+use super::{Counters, GUEST_OFFLOADS, Throttles};
 use crate::host::alarm::Alarm;
 use crate::net::Backend;
 use crate::virtio::config::ConfigSpace;
 use crate::virtio::queue::Queues;
 use crate::virtio::{Broken, Handler, Interest};
 
-/// Token of the alarm; those of receivers are numbers of pairs, those of transmitters the same with the next bit.
+/// Tokens of the alarms; those of receivers are numbers of pairs, those of transmitters the same with the next bit.
 const ALARM: u32 = u32::MAX;
+const RECEIVE_MORE: u32 = u32::MAX - 1;
+const TRANSMIT_MORE: u32 = u32::MAX - 2;
 const TRANSMIT: u32 = 1 << 16;
 
 /// What a handler is made from.
@@ -33,6 +35,7 @@ pub(super) struct Setup {
     pub counters: Arc<Counters>,
     /// How long a packet waits for more buffers.
     pub patience: Duration,
+    pub throttles: Throttles,
 }
 
 struct Pair {
@@ -49,6 +52,9 @@ pub(super) struct NetHandler {
     /// Rings when packets have waited long enough; made when first needed.
     alarm: Option<Alarm>,
     patience: Duration,
+    throttles: Throttles,
+    /// The pair that is served first when all were held back.
+    first: usize,
 }
 
 impl NetHandler {
@@ -57,7 +63,7 @@ impl NetHandler {
         let count = if several { setup.backends.len() } else { 1 };
         let pair = |(index, backend): (usize, &Arc<dyn Backend>)| Pair {
             receiver: Receiver::new(index, backend.clone(), &setup),
-            transmitter: Transmitter::new(index, TRANSMIT | index as u32, backend.clone(), setup.counters.clone()),
+            transmitter: Transmitter::new(index, TRANSMIT | index as u32, backend.clone(), &setup),
         };
         let pairs = setup.backends.iter().take(count).enumerate().map(pair).collect();
         let control = Control::new(&setup, count);
@@ -67,6 +73,8 @@ impl NetHandler {
             control_queue: 2 * count,
             alarm: None,
             patience: setup.patience,
+            throttles: setup.throttles,
+            first: 0,
             backends: setup.backends,
         }
     }
@@ -95,6 +103,23 @@ impl NetHandler {
         self.pairs.iter_mut().try_for_each(|pair| pair.receiver.give_up(queues))
     }
 
+    /// Packets that were held back may pass now: those of another pair first each time.
+    fn go_on(&mut self, token: u32, queues: &mut Queues) -> Result<(), Broken> {
+        let throttle = if token == RECEIVE_MORE { &self.throttles.receive } else { &self.throttles.transmit };
+        throttle.iter().for_each(|throttle| throttle.rang());
+        let count = self.pairs.len();
+        self.first = (self.first + 1) % count.max(1);
+        for index in 0..count {
+            let index = (self.first + index) % count;
+            if token == RECEIVE_MORE {
+                self.receive(index, queues)?;
+            } else if let Some(pair) = self.pairs.get_mut(index) {
+                pair.transmitter.run(queues)?;
+            }
+        }
+        Ok(())
+    }
+
     fn control(&mut self, queues: &mut Queues) -> Result<(), Broken> {
         while let Some(chain) = queues.queue(self.control_queue).pop()? {
             let (chain, written) = self.control.command(chain, &self.backends)?;
@@ -108,7 +133,10 @@ impl NetHandler {
 
 impl Handler for NetHandler {
     fn fds(&self) -> Vec<(RawFd, u32)> {
-        self.backends.iter().take(self.pairs.len()).zip(0..).map(|(backend, pair)| (backend.fd(), pair)).collect()
+        let backends = self.backends.iter().take(self.pairs.len()).zip(0..).map(|(backend, pair)| (backend.fd(), pair));
+        let receive = self.throttles.receive.iter().map(|throttle| (throttle.fd(), RECEIVE_MORE));
+        let transmit = self.throttles.transmit.iter().map(|throttle| (throttle.fd(), TRANSMIT_MORE));
+        backends.chain(receive).chain(transmit).collect()
     }
 
     fn on_queue(&mut self, index: usize, queues: &mut Queues) -> Result<(), Broken> {
@@ -120,8 +148,10 @@ impl Handler for NetHandler {
     }
 
     fn on_fd(&mut self, token: u32, queues: &mut Queues) -> Result<(), Broken> {
-        if token == ALARM {
-            return self.alarmed(queues);
+        match token {
+            ALARM => return self.alarmed(queues),
+            RECEIVE_MORE | TRANSMIT_MORE => return self.go_on(token, queues),
+            _ => {}
         }
         let index = (token & !TRANSMIT) as usize;
         if token & TRANSMIT == 0 {

@@ -15,6 +15,7 @@ use virtio_bindings::virtio_net::{
 use super::handler::{Setup, guest_offloads};
 use super::transmit::ETHERNET;
 use super::{Counters, add};
+use crate::devices::throttle::Throttle;
 use crate::host::log_limit::LogLimit;
 use crate::host::vectored::{MAX_BUFS, Scatter};
 use crate::net::{Backend, HEADER_LEN};
@@ -60,6 +61,7 @@ pub(super) struct Receiver {
     tail: Vec<u8>,
     /// Buffers of the packet that is given to the guest.
     batch: Vec<(Chain, u32)>,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Receiver {
@@ -78,6 +80,7 @@ impl Receiver {
             scatter: Scatter::default(),
             tail: Vec::new(),
             batch: Vec::new(),
+            throttle: setup.throttles.receive.clone(),
         }
     }
 
@@ -85,7 +88,8 @@ impl Receiver {
         self.offloads = offloads;
     }
 
-    /// Receives until the backend has no more packets, the guest has no more buffers, or it is the turn of others.
+    /// Receives until the backend has no more packets, the guest has no more buffers, limits forbid more, or it is the
+    /// turn of others.
     /// False if a packet waits for buffers.
     pub(super) fn run(&mut self, queues: &mut Queues) -> Result<bool, Broken> {
         for _ in 0..MOST_PACKETS {
@@ -106,6 +110,11 @@ impl Receiver {
                 // that is not empty was only taken too much from for one turn.
                 let empty = queues.queue(self.queue()).is_empty()?;
                 self.pause(queues, empty);
+                return Ok(true);
+            }
+            if self.throttle.as_ref().is_some_and(|throttle| throttle.holds_back()) {
+                // The backend keeps its packets until the alarm of the throttle rings.
+                self.pause(queues, true);
                 return Ok(true);
             }
             match self.read() {
@@ -265,6 +274,9 @@ impl Receiver {
             first.write(&buffers.to_le_bytes());
         }
         self.counters.received(len);
+        if let Some(throttle) = &self.throttle {
+            throttle.passed(len.saturating_sub(HEADER_LEN));
+        }
         queues.queue(self.queue()).push_all(&mut self.batch)
     }
 }

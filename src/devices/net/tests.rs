@@ -87,6 +87,10 @@ fn packet(len: usize, seed: u8) -> Vec<u8> {
 }
 
 impl Bench {
+    fn backends(&self) -> Vec<Arc<dyn Backend>> {
+        self.fakes.iter().map(|fake| fake.clone() as Arc<dyn Backend>).collect()
+    }
+
     fn arrive(&self, packet: &[u8]) {
         assert_eq!(send(&self.wires[0], packet, SendFlags::empty()).unwrap(), packet.len());
     }
@@ -428,5 +432,50 @@ fn options_are_checked() {
 fn offer(kit: &mut Kit, queue: usize, count: usize, len: usize) {
     for _ in 0..count {
         kit.add(queue, &[Part::In(len)]);
+    }
+}
+
+#[test]
+fn packets_wait_for_tokens_and_other_queues_go_on() {
+    let rates = Rates { bytes: Some(1 << 20), operations: Some(100) };
+    let (mut bench, throttles) = (bench(1), Throttles::new(&rates).unwrap());
+    let (receive, transmit) = (throttles.receive.clone().unwrap(), throttles.transmit.clone().unwrap());
+    let mut net = Net::new(bench.backends(), "52:54:00:00:00:01".parse().unwrap(), Some(1500), true);
+    net.throttles = throttles;
+    bench.kit = Kit::new(Box::new(net));
+    for _ in 0..2 {
+        bench.kit.activate(bench.features);
+        offer(&mut bench.kit, RX, 8, 1536);
+        bench.kit.notify(RX);
+        transmit.exhaust();
+        let out = packet(1000, 1);
+        for _ in 0..3 {
+            bench.kit.add(TX, &[Part::Out(&out)]);
+        }
+        bench.kit.notify(TX);
+        bench.arrive(&packet(700, 2));
+        assert_eq!(bench.received(), (packet(700, 2), 1), "the other direction goes on");
+        bench.kit.poll_fds(2 * SOON);
+        assert!(bench.leave().is_none() && bench.kit.try_used(TX).is_none());
+        receive.exhaust();
+        (0..3).for_each(|seed| bench.arrive(&packet(200, seed)));
+        bench.kit.poll_fds(2 * SOON);
+        bench.kit.notify(RX);
+        assert!(bench.kit.try_used(RX).is_none());
+        let command = [&[0, 0][..], &[1]];
+        assert_eq!(bench.command(CONTROL, &command), 0, "commands are not packets");
+        transmit.refill(&rates);
+        (0..3).for_each(|_| drop(bench.kit.wait_used(TX)));
+        (0..3).for_each(|_| assert_eq!(bench.leave().unwrap(), out));
+        receive.refill(&rates);
+        (0..3).for_each(|seed| assert_eq!(bench.received(), (packet(200, seed), 1), "in order"));
+        // A reset while packets wait in both directions.
+        (transmit.exhaust(), receive.exhaust());
+        bench.kit.add(TX, &[Part::Out(&out)]);
+        bench.kit.notify(TX);
+        bench.arrive(&packet(300, 1));
+        bench.kit.poll_fds(2 * SOON);
+        bench.kit.reset();
+        (transmit.refill(&rates), receive.refill(&rates));
     }
 }

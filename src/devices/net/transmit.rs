@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use super::handler::Setup;
 use super::receive::MAX_PACKET;
 use super::{Counters, add};
+use crate::devices::throttle::Throttle;
 use crate::net::{Backend, HEADER_LEN};
 use crate::virtio::queue::Queues;
 use crate::virtio::{Broken, Chain, Interest};
@@ -19,17 +21,25 @@ pub(super) struct Transmitter {
     counters: Arc<Counters>,
     /// A packet that the backend had no room for.
     stuck: Option<Chain>,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Transmitter {
-    pub(super) fn new(pair: usize, token: u32, backend: Arc<dyn Backend>, counters: Arc<Counters>) -> Self {
-        Self { queue: 2 * pair + 1, token, backend, counters, stuck: None }
+    pub(super) fn new(pair: usize, token: u32, backend: Arc<dyn Backend>, setup: &Setup) -> Self {
+        let (counters, throttle) = (setup.counters.clone(), setup.throttles.transmit.clone());
+        Self { queue: 2 * pair + 1, token, backend, counters, stuck: None, throttle }
     }
 
-    /// Sends what waits in the queue, unless the backend has no room: then the rest stays where it is.
+    /// Sends what waits in the queue, as long as limits allow and the backend has room: the rest stays where it is.
     pub(super) fn run(&mut self, queues: &mut Queues) -> Result<(), Broken> {
         while self.stuck.is_none() {
+            if self.throttle.as_ref().is_some_and(|throttle| throttle.holds_back()) {
+                return Ok(());
+            }
             let Some(chain) = queues.queue(self.queue).pop()? else { return Ok(()) };
+            if let Some(throttle) = &self.throttle {
+                throttle.passed(chain.readable_len().saturating_sub(HEADER_LEN));
+            }
             self.send(chain, queues)?;
         }
         Ok(())
