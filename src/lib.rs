@@ -30,6 +30,7 @@
 //! | main | builds the machine, then waits for its end, signals, the time limit | touches a device |
 //! | `vcpuN` | runs guest code, answers register accesses, (de)activates virtio devices | waits for I/O |
 //! | `devices` | one event loop: all device work that does not block | waits for anything but events |
+//! | `quota` | holds the vCPUs while they are ahead of their quota, where the kernel does not | |
 //! | one for each blocking device | an event loop of its own: synchronous disk I/O, shared directories | |
 //!
 //! # Lock order

@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches the host; [`MachineSpec::validate`] finds what is wrong without opening a file.
 
+pub mod cpu_quota;
 pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use cpu_quota::CpuQuota;
 pub use trace::TraceSpec;
 
 use crate::arch::x86_64::level::CpuLevel;
@@ -49,6 +51,9 @@ pub struct MachineSpec {
     pub entry: Protocol,
     /// Number of CPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
+    /// How much of the host's CPUs they may use together.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "cpu-quota")]
+    pub cpu_quota: Option<CpuQuota>,
     /// RAM in bytes, a multiple of 1 MiB.
     pub memory: Size,
     /// What runs the CPUs.
@@ -88,6 +93,7 @@ impl Default for MachineSpec {
             self_extract: false,
             entry: Protocol::default(),
             cpus: 1,
+            cpu_quota: None,
             memory: Size(512 << 20),
             engine: EngineName::default(),
             cpu: None,

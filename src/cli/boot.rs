@@ -15,6 +15,7 @@ use crate::host::footprint;
 use crate::host::limits;
 use crate::host::signal::Signals;
 use crate::host::terminal;
+use crate::machine::quota;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, Timing};
@@ -77,6 +78,7 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         engine: machine.engine(),
         exits: machine.stats(),
         instructions: machine.instructions(),
+        cpu_quota: machine.cpu_quota(),
         cpu_seconds: machine.cpus().cpu_time().as_secs_f64(),
         ram_sha256,
         repeatable: spec.deterministic.then_some(!timed && typed.is_none()),
@@ -104,6 +106,8 @@ struct Report {
     /// Guest instructions, if the engine counts them.
     #[serde(skip_serializing_if = "Option::is_none")]
     instructions: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_quota: Option<quota::Report>,
     /// CPU time of the vCPU threads.
     cpu_seconds: f64,
     /// With `--deterministic`: all RAM at the end.

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use super::{Failure, device_flags, file_failure};
 use crate::arch::x86_64::level::CpuLevel;
 use crate::loader::Protocol;
-use crate::spec::{EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
+use crate::spec::{CpuQuota, EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
 
 /// Flags of the machine itself.
 pub fn machine() -> Vec<Arg> {
@@ -53,6 +53,11 @@ pub fn machine() -> Vec<Arg> {
             .value_name("N")
             .value_parser(value_parser!(u32))
             .help("Number of CPUs [default: 1]"),
+        Arg::new("cpu-quota")
+            .long("cpu-quota")
+            .value_name("PERCENT|N")
+            .value_parser(|text: &str| text.parse::<CpuQuota>())
+            .help("Host CPUs' worth of time that they may use together, e.g. 50% or 2 [default: no limit]"),
         Arg::new("memory")
             .long("memory")
             .short('m')
@@ -145,6 +150,7 @@ pub fn apply(matches: &ArgMatches, spec: &mut MachineSpec) -> Result<(), Failure
     spec.self_extract |= matches.get_flag("self-extract");
     spec.entry = *matches.get_one("entry").unwrap_or(&spec.entry);
     spec.cpus = *matches.get_one("cpus").unwrap_or(&spec.cpus);
+    spec.cpu_quota = matches.get_one("cpu-quota").copied().or(spec.cpu_quota);
     spec.memory = *matches.get_one("memory").unwrap_or(&spec.memory);
     spec.engine = *matches.get_one("engine").unwrap_or(&spec.engine);
     spec.cpu = matches.get_one("cpu").copied().or(spec.cpu);

@@ -27,6 +27,7 @@ use crate::machine::cpus::Cpus;
 use crate::machine::first_output::FirstOutput;
 use crate::machine::in_step::InStep;
 use crate::machine::placement::{Around, Placement};
+use crate::machine::quota::Quota;
 use crate::mem::{Backing, Ram};
 use crate::spec::{MachineSpec, Size, SpecError, Transport};
 
@@ -199,6 +200,7 @@ fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Resu
     }
     let io: Arc<dyn crate::engine::CpuIo + Send> = Arc::new(MachineIo { bus, ioapic: ioapic.clone(), in_step });
     let cpus = Cpus::start(vcpus, &io, &control).map_err(|e| Error::Host("start a vCPU thread", e))?;
+    let quota = spec.cpu_quota.map(|quota| Quota::keep(quota, &cpus)).transpose()?;
     first_output.count(cpus.counters());
     let parts = Parts {
         engine: engine.name(),
@@ -213,7 +215,7 @@ fn build(MachineBuilder { spec, initrds, watchers }: MachineBuilder<'_>) -> Resu
         _placement: placement,
         _vm: vm,
     };
-    Ok(Machine { cpus, _loops: vec![main_loop], parts, control, begin })
+    Ok(Machine { cpus, quota, _loops: vec![main_loop], parts, control, begin })
 }
 
 /// What the ACPI tables say.

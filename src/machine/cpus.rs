@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::engine::{CpuIo, Exit, ExitCounters, ExitStats, Kicker, Vcpu};
-use crate::host::clock;
+use crate::host::clock::{self, ThreadClock};
 use crate::host::contain::contain;
 use crate::machine::control::{Control, Ending};
 
@@ -85,6 +85,11 @@ impl Cpus {
         self.gate.wait_all_parked(self.threads.len());
     }
 
+    /// What keeps the vCPUs from running now and then.
+    pub(super) fn holder(&self) -> Holder {
+        Holder { gate: self.gate.clone(), kickers: self.threads.iter().map(|cpu| cpu.kicker.clone()).collect() }
+    }
+
     /// Runs `work` on the thread of vCPU `index`, whether it runs or is paused.
     pub fn with<T: Send + 'static>(
         &self,
@@ -133,7 +138,12 @@ impl Cpus {
 
     /// CPU time that the threads have used together: guest code and its emulation.
     pub fn cpu_time(&self) -> Duration {
-        self.threads.iter().flat_map(|cpu| &cpu.thread).map(clock::thread_cpu_time).sum()
+        self.clocks().iter().map(ThreadClock::time).sum()
+    }
+
+    /// The CPU clocks of the threads.
+    pub(super) fn clocks(&self) -> Vec<ThreadClock> {
+        self.threads.iter().flat_map(|cpu| &cpu.thread).flat_map(ThreadClock::of).collect()
     }
 
     /// Number of vCPUs.
@@ -165,6 +175,30 @@ impl Cpus {
     }
 }
 
+/// Holds all vCPUs for a while, whatever else is asked of them: beside [`Cpus::pause`], not instead of it.
+pub(super) struct Holder {
+    gate: Arc<Gate>,
+    kickers: Vec<Arc<dyn Kicker>>,
+}
+
+impl Holder {
+    /// vCPUs stop after their next instructions, and run again when what this returns is dropped.
+    pub(super) fn hold(&self) -> Held<'_> {
+        self.gate.hold(true);
+        self.kickers.iter().for_each(|kicker| kicker.kick());
+        Held(&self.gate)
+    }
+}
+
+/// While this exists no vCPU runs.
+pub(super) struct Held<'a>(&'a Gate);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.hold(false);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Mode {
     #[default]
@@ -184,12 +218,19 @@ struct Gate {
 #[derive(Debug, Default)]
 struct GateState {
     mode: Mode,
+    /// Nobody may run, whatever the mode; see [`Holder`].
+    held: bool,
     parked: usize,
 }
 
 impl Gate {
     fn set(&self, mode: Mode) {
         lock(&self.state).mode = mode;
+        self.changed.notify_all();
+    }
+
+    fn hold(&self, held: bool) {
+        lock(&self.state).held = held;
         self.changed.notify_all();
     }
 
@@ -267,7 +308,7 @@ impl Runner {
                 drop(state);
                 requests.into_iter().for_each(|request| request(vcpu));
                 state = lock(&self.gate.state);
-            } else if state.mode == Mode::Stop || (state.mode == Mode::Run && able) {
+            } else if state.mode == Mode::Stop || (state.mode == Mode::Run && able && !state.held) {
                 state.parked -= usize::from(self.parked.take());
                 return state.mode == Mode::Run;
             } else {
@@ -377,6 +418,23 @@ mod tests {
         assert_eq!(now(), paused);
         cpus.resume();
         wait_for(|| now().iter().zip(&paused).all(|(a, b)| a > b));
+    }
+
+    #[test]
+    fn held_cpus_do_not_run_until_they_are_let_go() {
+        let (mut cpus, runs, _) = start(vec![None, None]);
+        let now = || runs.iter().map(|n| n.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let holder = cpus.holder();
+        let held = holder.hold();
+        cpus.resume();
+        assert!(cpus.with(1, |_| true).unwrap(), "they answer");
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(now(), [0, 0]);
+        drop(held);
+        wait_for(|| now().iter().all(|&n| n > 0));
+        let _held = holder.hold();
+        cpus.pause();
+        cpus.stop();
     }
 
     #[test]

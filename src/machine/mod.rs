@@ -7,6 +7,7 @@ pub mod cpus;
 mod first_output;
 mod in_step;
 mod placement;
+pub mod quota;
 pub mod verdict;
 pub mod watch;
 
@@ -69,6 +70,8 @@ pub enum Error {
     Trace(std::path::PathBuf, #[source] std::io::Error),
     #[error("--trace: the engine {0} keeps none; use --engine soft")]
     NoTrace(&'static str),
+    #[error("The CPU quota cannot be kept")]
+    Quota(#[from] quota::Error),
     #[error("Cannot {0}")]
     Host(&'static str, #[source] std::io::Error),
 }
@@ -92,6 +95,7 @@ pub struct Timing {
 /// event loops with the devices on them, then devices, engine and RAM.
 pub struct Machine {
     cpus: Cpus,
+    quota: Option<quota::Quota>,
     /// Kept for the threads they run.
     _loops: Vec<EventLoop>,
     parts: builder::Parts,
@@ -144,6 +148,11 @@ impl Machine {
     /// Steers the memory balloon, if the machine has one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.parts.balloon.as_ref()
+    }
+
+    /// The CPU quota and who keeps it, if there is one.
+    pub fn cpu_quota(&self) -> Option<quota::Report> {
+        self.quota.as_ref().map(quota::Quota::report)
     }
 
     /// Name of the engine that runs the CPUs.
