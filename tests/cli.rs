@@ -67,6 +67,7 @@ fn wrong_flags_are_usage_errors() {
     refuses(&["--kernel", "k", "--cpus", "many"], 2, &["many", "--cpus"]);
     refuses(&["--kernel", "k", "--memory", "1"], 2, &["--memory 1", "512M"]);
     refuses(&["--kernel", "k", "--memory", "lots"], 2, &["lots", "512M"]);
+    refuses(&["--kernel", "k", "--cpu-quota", "0"], 2, &["--cpu-quota", "`0`", "50%, 200%"]);
     refuses(&["--kernel", "k", "--timeout", "0"], 2, &["--timeout 0"]);
     refuses(&["--kernel", "k", "--engine", "tcg"], 2, &["tcg", "auto, kvm, soft"]);
     let repeat = |more: &[&'static str], words: &[&str]| {
@@ -79,6 +80,7 @@ fn wrong_flags_are_usage_errors() {
     repeat(&["--console", "pty"], &["--console to=pty", "--deterministic"]);
     repeat(&["--serial", "socket=s"], &["--serial to=", "--deterministic"]);
     repeat(&["--balloon", "stats=1"], &["--balloon stats", "--deterministic"]);
+    repeat(&["--disk", "x,bw=1M"], &["--disk bw or ops", "--deterministic"]);
     repeat(&["--seed", "many"], &["many", "--seed"]);
     refuses(&["--kernel", "k", "--seed", "1"], 2, &["--seed", "--deterministic"]);
     refuses(&["--kernel", "k", "--engine", "kvm", "--trace", "t"], 2, &["--trace", "--engine soft"]);
@@ -95,6 +97,8 @@ fn wrong_device_options_name_the_device_and_the_key() {
     refuses(&["--kernel", "k", "--disk", "x,colour=red"], 2, &["--disk", "unknown key `colour`", "readonly"]);
     refuses(&["--kernel", "k", "--disk", ""], 2, &["--disk", "path= is missing"]);
     refuses(&["--kernel", "k", "--disk", "x,readonly=maybe"], 2, &["--disk", "readonly=maybe", "on or off"]);
+    refuses(&["--kernel", "k", "--disk", "x,bw=0"], 2, &["--disk", "bw=0", "leave it out"]);
+    refuses(&["--kernel", "k", "--net", "tap=t,ops=few"], 2, &["--net", "ops=few", "from 1"]);
     refuses(&["--kernel", "k", "--serial", "sideways"], 2, &["--serial", "sideways", "stdio"]);
     refuses(&["--kernel", "k", "--serial", "null", "--serial", "null"], 2, &["--serial", "only one"]);
 }

@@ -261,6 +261,11 @@ fn balloon() {
 }
 
 #[test]
+fn limits() {
+    tour("limits.md", include_str!("../docs/limits.md"));
+}
+
+#[test]
 fn engines() {
     tour("engines.md", include_str!("../docs/engines.md"));
 }
