@@ -470,12 +470,14 @@ fn packets_wait_for_tokens_and_other_queues_go_on() {
         receive.refill(&rates);
         (0..3).for_each(|seed| assert_eq!(bench.received(), (packet(200, seed), 1), "in order"));
         // A reset while packets wait in both directions.
-        (transmit.exhaust(), receive.exhaust());
+        transmit.exhaust();
+        receive.exhaust();
         bench.kit.add(TX, &[Part::Out(&out)]);
         bench.kit.notify(TX);
         bench.arrive(&packet(300, 1));
         bench.kit.poll_fds(2 * SOON);
         bench.kit.reset();
-        (transmit.refill(&rates), receive.refill(&rates));
+        transmit.refill(&rates);
+        receive.refill(&rates);
     }
 }
