@@ -9,7 +9,10 @@ cache=${BELLJAR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/belljar}
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 125; }
 
-# need COMMAND=PACKAGE...: installs what is missing if we are root, otherwise says in one line what to install.
+# have NAME: there is such a command, or a file if NAME begins with a slash.
+have() { case $1 in /*) [ -e "$1" ] ;; *) command -v "$1" >/dev/null ;; esac; }
+
+# need NAME=PACKAGE...: installs what is missing if we are root, otherwise says in one line what to install.
 need() {
     local pair packages
     # Twice, because apt may remove one to install another: where qemu-utils is from backports, qemu-system-x86 from
@@ -17,7 +20,7 @@ need() {
     for _ in 1 2; do
         packages=()
         for pair; do
-            command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+            have "${pair%%=*}" || packages+=("${pair#*=}")
         done
         [ ${#packages[@]} -gt 0 ] || return 0
         [ "$(id -u)" = 0 ] || die "missing programs: run: sudo apt-get install --no-install-recommends ${packages[*]}"
@@ -27,7 +30,7 @@ need() {
             die "apt-get could not install ${packages[*]}"
         hash -r
     done
-    for pair; do command -v "${pair%%=*}" >/dev/null || die "no ${pair%%=*} although ${pair#*=} is installed"; done
+    for pair; do have "${pair%%=*}" || die "no ${pair%%=*} although ${pair#*=} is installed"; done
 }
 
 # lists: apt's package lists are there, or get fetched, or we say what to do.
