@@ -70,6 +70,23 @@ pub struct Kind;
 
 const KEYS: &[Key] = &[
     Key { name: "tap", value: "NAME", about: "tap interface of the host that the card is connected to" },
+    Key { name: "user", value: "on|off", about: "instead of a tap a network inside this program, without root" },
+    Key {
+        name: "publish",
+        value: "[ADDR:]HOST:GUEST[/udp]",
+        about: "user: ports of the host (127.0.0.1) that lead to the guest, + between",
+    },
+    Key {
+        name: "allow",
+        value: "HOST[:PORT]",
+        about: "user: the only hosts, networks, names to be reached, + between",
+    },
+    Key {
+        name: "host",
+        value: "on|off",
+        about: "user: let the guest reach the host's loopback as host.internal (off)",
+    },
+    Key { name: "dns", value: "ADDR[:PORT]", about: "user: resolver to ask instead of the host's" },
     Key { name: "mac", value: "MAC", about: "address of the card (random)" },
     Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
     Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },

@@ -1,7 +1,7 @@
 //! An alarm that any thread may set and an event loop hears. Setting it costs no system call if it rings early enough.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,12 @@ impl Alarm {
         if rustix::io::read(&self.fd, &mut [0; 8]).is_ok() {
             *due = None;
         }
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

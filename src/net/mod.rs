@@ -11,6 +11,7 @@ use crate::host::vectored::IoBuf;
 
 pub mod mac;
 pub mod tap;
+pub mod user;
 
 /// Bytes of the header before each packet.
 pub const HEADER_LEN: usize = 12;

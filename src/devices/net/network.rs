@@ -5,19 +5,24 @@
 use std::sync::Arc;
 
 use super::MIN_MTU;
-use crate::devices::builder::Statistics;
+use crate::devices::builder::{Statistics, json};
 use crate::devices::{OptionError, Options};
 use crate::net::Backend;
 use crate::net::tap::{self, Tap};
+use crate::net::user::{self, UserNet, config};
 
 /// Keys that name a network. A card has one of them.
-const NAMES: &[&str] = &["tap"];
+const NAMES: &[&str] = &["tap", "user"];
+/// Keys that only go with `user`.
+const OF_USER: &[&str] = &["publish", "allow", "host", "dns"];
 
 /// A network as the specification names it.
 #[derive(Debug)]
 pub(super) enum Network {
     /// A tap interface of the host.
     Tap(String),
+    /// A network inside this program.
+    User(user::Config),
 }
 
 /// An open network.
@@ -33,10 +38,17 @@ pub(super) struct Connection {
 impl Network {
     /// The network that the options name.
     pub(super) fn parse(options: &Options) -> Result<Self, OptionError> {
-        let mut named = NAMES.iter().filter(|name| options.text(name).is_some());
-        let name = *named.next().unwrap_or(&"tap");
+        let mut named = NAMES.iter().copied().filter(|name| options.text(name).is_some_and(|value| value != "off"));
+        let name = named.next().unwrap_or("tap");
         if let Some(second) = named.next() {
             return Err(options.error(format!("{name} and {second}: a card is connected to one network; give one")));
+        }
+        if name == "user" {
+            options.switch("user", false)?;
+            return parse_user(options).map(Self::User);
+        }
+        if let Some(key) = OF_USER.iter().find(|key| options.text(key).is_some()) {
+            return Err(options.error(format!("{key} goes with user, not with {name}; write --net user,{key}=..")));
         }
         let value = options.required(name)?.to_string();
         tap::check_name(&value).map_err(|reason| options.error(format!("tap={reason}")))?;
@@ -47,6 +59,7 @@ impl Network {
     pub(super) fn name(&self) -> String {
         match self {
             Self::Tap(name) => format!("tap={name}"),
+            Self::User(_) => "user".into(),
         }
     }
 
@@ -54,6 +67,8 @@ impl Network {
     pub(super) fn exclusive(&self) -> bool {
         match self {
             Self::Tap(_) => true,
+            // Each card has a network of its own.
+            Self::User(_) => false,
         }
     }
 
@@ -61,6 +76,7 @@ impl Network {
     pub(super) fn open(&self, queues: usize) -> Result<Connection, String> {
         match self {
             Self::Tap(name) => open_tap(name, queues),
+            Self::User(config) => open_user(config, queues),
         }
     }
 }
@@ -72,4 +88,27 @@ fn open_tap(name: &str, queues: usize) -> Result<Connection, String> {
     }
     let mtu = u16::try_from(tap.mtu).ok().filter(|&mtu| mtu >= MIN_MTU);
     Ok(Connection { backends: tap.queues, mtu, statistics: None })
+}
+
+fn parse_user(options: &Options) -> Result<user::Config, OptionError> {
+    let fail = |key: &str| {
+        let key = key.to_string();
+        move |reason| options.error(format!("{key}={reason}"))
+    };
+    Ok(user::Config {
+        publish: config::list(options.text("publish").unwrap_or_default()).map_err(fail("publish"))?,
+        allow: config::list(options.text("allow").unwrap_or_default()).map_err(fail("allow"))?,
+        host: options.switch("host", false)?,
+        dns: options.text("dns").map(config::resolver).transpose().map_err(fail("dns"))?,
+    })
+}
+
+fn open_user(config: &user::Config, queues: usize) -> Result<Connection, String> {
+    if queues > 1 {
+        return Err(format!("queues={queues}: this network has one pair of queues; leave the key out"));
+    }
+    let network = UserNet::open(config).map_err(|e| e.to_string())?;
+    let counters = network.counters().clone();
+    let statistics: Statistics = Box::new(move || json(&*counters));
+    Ok(Connection { backends: vec![Arc::new(network)], mtu: Some(user::MTU), statistics: Some(("user", statistics)) })
 }
