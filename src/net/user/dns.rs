@@ -24,7 +24,7 @@ use super::poller::Source;
 use super::udp::{self, Ends};
 
 mod exchange;
-mod message;
+pub(super) mod message;
 mod names;
 
 use exchange::{Exchange, Progress, framed, unframe};
