@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
 
 use crate::host::vectored::IoBuf;
 use crate::net::Backend;
@@ -132,8 +132,7 @@ impl Backend for UserNet {
         let has = |bit: u32| features & 1 << bit != 0;
         // All others depend on it (section 5.1.3.1).
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
-        let (segments4, segments6) = (has(VIRTIO_NET_F_GUEST_TSO4), has(VIRTIO_NET_F_GUEST_TSO6));
-        self.stack().set_offload(Offload { checksum, segments4, segments6 })
+        self.stack().set_offload(Offload { checksum, segments: has(VIRTIO_NET_F_GUEST_TSO4) })
     }
 
     fn set_enabled(&self, _: bool) -> io::Result<()> {

@@ -231,11 +231,7 @@ pub(super) fn finish_tcp(bytes: &mut [u8], to: EthernetAddress, unfinished: bool
         field.copy_from_slice(&sum.to_be_bytes());
     }
     let start = (ETHERNET + header) as u16;
-    let kind = match (segment, target) {
-        (None, _) => VIRTIO_NET_HDR_GSO_NONE,
-        (Some(_), IpAddr::V4(_)) => VIRTIO_NET_HDR_GSO_TCPV4,
-        (Some(_), IpAddr::V6(_)) => VIRTIO_NET_HDR_GSO_TCPV6,
-    };
+    let kind = segment.map_or(VIRTIO_NET_HDR_GSO_NONE, |_| VIRTIO_NET_HDR_GSO_TCPV4);
     let fields = [start + offset, segment.unwrap_or(0), start, TCP_CHECKSUM];
     if let Some((first, rest)) = head.split_at_mut_checked(2) {
         first.copy_from_slice(&[VIRTIO_NET_HDR_F_NEEDS_CSUM as u8, kind as u8]);

@@ -15,8 +15,8 @@ use crate::net::user::frame::{self, BEFORE, MAX_IP};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::net::user) struct Offload {
     pub checksum: bool,
-    pub segments4: bool,
-    pub segments6: bool,
+    /// Long segments, of IPv4: smoltcp 0.14 does not make those of IPv6.
+    pub segments: bool,
 }
 
 /// Bytes of the longest frame.
@@ -112,9 +112,8 @@ impl Device for Wire<'_> {
         all.checksum = ChecksumCapabilities::ignored();
         all.checksum.ipv4 = Checksum::Tx;
         all.checksum.tcp = if self.offload.checksum { Checksum::None } else { Checksum::Tx };
-        let longest = |on: bool| NonZeroUsize::new(MAX_IP).filter(|_| on && self.offload.checksum);
-        all.segmentation.tcpv4 = longest(self.offload.segments4);
-        all.segmentation.tcpv6 = longest(self.offload.segments6);
+        let segments = self.offload.segments && self.offload.checksum;
+        all.segmentation.tcpv4 = NonZeroUsize::new(MAX_IP).filter(|_| segments);
         all
     }
 }

@@ -36,10 +36,10 @@ fn datagrams_go_and_come_back() {
     let mut guest = guest(&open());
     let handle = guest.udp(5000);
     let (server, to) = bound();
-    for len in [0, 1, 1472, 9000, 65_400] {
+    for len in [1, 0, 1472, 9000, 65_400] {
         send(&mut guest, handle, to, &content(len));
         let mut room = vec![0; 70_000];
-        let (received, from) = server.recv_from(&mut room).unwrap();
+        let (received, from) = server.recv_from(&mut room).unwrap_or_else(|e| panic!("{len}: {e}"));
         assert!(room[..received] == content(len), "{len}");
         server.send_to(&room[..received], from).unwrap();
         let (back, from) = guest.datagram(handle);

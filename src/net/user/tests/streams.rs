@@ -39,7 +39,7 @@ fn echo(config: &Config, mtu: u16, offload: Offload, at: IpAddr, to: IpAddr) {
 
 #[test]
 fn ten_megabytes_come_back_as_they_went() {
-    let all = Offload { checksum: true, segments4: true, segments6: true };
+    let all = Offload { checksum: true, segments: true };
     echo(&open(), MTU, Offload::default(), Ipv4Addr::LOCALHOST.into(), GATEWAY.into());
     echo(&open(), 1500, Offload { checksum: true, ..Offload::default() }, Ipv4Addr::LOCALHOST.into(), GATEWAY.into());
     echo(&open(), 1500, all, Ipv4Addr::LOCALHOST.into(), GATEWAY.into());
@@ -51,7 +51,7 @@ fn ipv6_is_the_same() {
         eprintln!("\nSKIPPED: the host has no IPv6");
         return;
     }
-    let all = Offload { checksum: true, segments4: true, segments6: true };
+    let all = Offload { checksum: true, segments: true };
     let local: IpAddr = std::net::Ipv6Addr::LOCALHOST.into();
     echo(&open(), MTU, Offload::default(), local, GATEWAY6.into());
     echo(&open(), 1500, all, local, GATEWAY6.into());
@@ -60,7 +60,7 @@ fn ipv6_is_the_same() {
 #[test]
 fn long_segments_are_left_to_a_guest_that_takes_them() {
     let mut guest = guest_with_mtu(&open(), 1500);
-    guest.cable.stack.set_offload(Offload { checksum: true, segments4: true, segments6: true }).unwrap();
+    guest.cable.stack.set_offload(Offload { checksum: true, segments: true }).unwrap();
     let (port, serving) = server(|mut client| client.write_all(&content(1 << 20)).unwrap());
     let handle = guest.connect_with(host(port), 512 << 10);
     assert!(guest.read_to_end(handle) == content(1 << 20));
