@@ -33,7 +33,7 @@ impl<T: Default> Cached<T> {
         if state != self.state {
             self.state = state;
             let small = state.is_some_and(|(_, len)| len <= MOST_BYTES);
-            let text = small.then(|| std::fs::read(&self.path).unwrap_or_default()).unwrap_or_default();
+            let text = if small { std::fs::read(&self.path).unwrap_or_default() } else { Vec::new() };
             self.content = parse(&String::from_utf8_lossy(&text));
         }
         &self.content

@@ -172,7 +172,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if !(self.world_ended && self.guest_ended) && !self.is_connecting() {
+        let peaceful = self.is_connecting() || (self.world_ended && self.guest_ended);
+        if !peaceful {
             // Closing it now resets it.
             let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
         }
