@@ -5,8 +5,10 @@
 //!     guest-tool zero|punch DEVICE FROM LEN   bytes of a block device: makes them zeros, or gives them back
 //!     guest-tool connect CID PORT             stdin to a vsock connection, then what comes back to stdout
 //!     guest-tool echo PORT                    takes one vsock connection and sends back what comes
+//!     guest-tool watchpoint                   watches a variable of a child by a debug register, as debuggers do
 
 use std::ffi::{c_int, c_long, c_ulong};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -22,6 +24,11 @@ unsafe extern "C" {
     fn listen(fd: c_int, backlog: c_int) -> c_int;
     fn accept(fd: c_int, address: *const SockaddrVm, len: *const u32) -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn fork() -> c_int;
+    fn raise(signal: c_int) -> c_int;
+    fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    fn ptrace(request: c_long, pid: c_int, address: usize, data: usize) -> c_long;
+    fn _exit(status: c_int) -> !;
 }
 
 const EXIT_PORT: u16 = 0xf4;
@@ -50,6 +57,7 @@ fn main() -> ExitCode {
         [how @ ("zero" | "punch"), device, from, len] => zero(how, device, number(from), number(len)),
         ["connect", cid, port] => send_and_receive(number(cid) as u32, number(port) as u32),
         ["echo", port] => echo(number(port) as u32),
+        ["watchpoint"] => watchpoint(),
         _ => Err(io::Error::other("unknown command")),
     };
     match done {
@@ -129,4 +137,45 @@ fn echo(port: u32) -> io::Result<()> {
             n => client.write_all(&buffer[..n])?,
         }
     }
+}
+
+const PTRACE_TRACEME: c_long = 0;
+const PTRACE_PEEKUSER: c_long = 3;
+const PTRACE_POKEUSER: c_long = 6;
+const PTRACE_CONT: c_long = 7;
+const SIGTRAP: c_int = 5;
+const SIGSTOP: c_int = 19;
+/// `offsetof(struct user, u_debugreg)`.
+const DEBUG_REGISTERS: usize = 848;
+
+static WATCHED: AtomicU32 = AtomicU32::new(0);
+
+/// The child counts to 1000 and then writes to [`WATCHED`]; prints what DR6 says when it is stopped, and what was written.
+fn watchpoint() -> io::Result<()> {
+    // SAFETY: there is one thread, so the child is in order after fork; the calls take numbers, and addresses that live.
+    unsafe {
+        let child = check(fork())?;
+        if child == 0 {
+            ptrace(PTRACE_TRACEME, 0, 0, 0);
+            raise(SIGSTOP);
+            (0..1000).for_each(|n| _ = std::hint::black_box(n));
+            WATCHED.store(7, Ordering::SeqCst);
+            _exit(0);
+        }
+        let stopped = || {
+            let mut status = 0;
+            check(waitpid(child, &mut status, 0)).map(|_| if status & 0xff == 0x7f { status >> 8 & 0xff } else { -1 })
+        };
+        let told = |done: c_long| if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        println!("stopped={}", stopped()? == SIGSTOP);
+        told(ptrace(PTRACE_POKEUSER, child, DEBUG_REGISTERS, &raw const WATCHED as usize))?;
+        // Enabled for this task, four bytes, writes.
+        told(ptrace(PTRACE_POKEUSER, child, DEBUG_REGISTERS + 7 * 8, 1 | 1 << 16 | 3 << 18))?;
+        told(ptrace(PTRACE_CONT, child, 0, 0))?;
+        println!("trapped={}", stopped()? == SIGTRAP);
+        println!("watchpoint={}", ptrace(PTRACE_PEEKUSER, child, DEBUG_REGISTERS + 6 * 8, 0) & 0xf);
+        told(ptrace(PTRACE_CONT, child, 0, 0))?;
+        println!("ended={}", stopped()? == -1);
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 //! A guest has handlers for all exceptions, which write down what they see. See [`Program::attempt`] for how a guest goes
 //! on after a fault.
 
+mod breakpoints;
 mod exceptions;
 mod interrupts;
 mod modes;
@@ -56,7 +57,15 @@ type Asm = std::result::Result<(), IcedError>;
 
 /// Runs every guest; panics name the one that failed.
 pub fn run_all(engine: &dyn Engine) {
-    let files = [exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
+    let files = [
+        breakpoints::TESTS,
+        exceptions::TESTS,
+        paging::TESTS,
+        modify::TESTS,
+        interrupts::TESTS,
+        modes::TESTS,
+        smp::TESTS,
+    ];
     for (name, test) in files.into_iter().flatten() {
         println!("{}: {name}", engine.name());
         test(engine);
@@ -197,7 +206,12 @@ impl Setup {
         system.tr = Segment { base: TSS, limit: 0x67, selector: TASK, kind: 11, present: true, ..Segment::default() };
         system.cr0 |= 1 << 16; // WP
         system.efer |= 1 << 11 | 1; // NXE, SCE
-        Self { guest, state, qemu: engine.name() == "kvm" }
+        Self { guest, state, qemu: Self::is_qemu(engine) }
+    }
+
+    /// The CPU below may be QEMU's, as in scripts/nested.
+    fn is_qemu(engine: &dyn Engine) -> bool {
+        engine.name() == "kvm"
     }
 
     fn quad(&self, at: u64, value: u64) {

@@ -8,6 +8,8 @@
 //!   which the guest can see by the accessed bit, must not depend on that either.
 //! - Devices interrupt only while this vCPU waits for them (`machine/in_step.rs`).
 //!
+//! Breakpoints on instructions are found here too, since each block is looked at before it is executed.
+//!
 //! Its price is nothing where it is not used: the usual loop does not know of it.
 
 // UNSAFETY: follows the pointer to the block that was found.
@@ -25,13 +27,14 @@ impl Cpu {
         let mut budget = BLOCKS_PER_LOOK;
         loop {
             self.bury();
+            self.meet_code()?;
             let block = self.find_block()?;
             // SAFETY: `find_block` returned it just now, and `bury` is not called before it was executed.
             let block = unsafe { &*block };
             if self.tracer.is_some() {
                 self.trace_block(block, stepping);
             }
-            if stepping {
+            if stepping || self.may_meet_code(block) {
                 return self.step_armed();
             }
             if let Left::Stop(step) = self.execute(block) {

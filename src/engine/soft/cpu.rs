@@ -15,6 +15,7 @@ use super::flags::{Flags, rflags};
 use super::memory::tlb::Tlb;
 use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
+use super::system::breakpoints::Armed;
 use super::system::msr::Msrs;
 use super::trace::Tracer;
 use super::vector::Thunks;
@@ -158,6 +159,8 @@ pub(super) struct Cpu {
     pub(super) thunks: Arc<Thunks>,
     /// Where random numbers come from in runs that can be repeated.
     pub(super) random: Option<Seeded>,
+    /// Breakpoints.
+    pub(super) armed: Armed,
     /// What is kept of executed code.
     pub(super) tracer: Option<Box<Tracer>>,
     /// Blocks are executed by `careful.rs`.
@@ -198,6 +201,7 @@ impl Cpu {
             features: Features::default(),
             thunks,
             random,
+            armed: Armed::default(),
             tracer: None,
             careful,
         }

@@ -6,7 +6,7 @@
 use super::attention::Attention;
 use super::code::block::Block;
 use super::cpu::Cpu;
-use super::fault::{self, Break, Fault, Step};
+use super::fault::{Break, Step};
 use super::flags::rflags;
 use super::system::event::Event;
 use crate::arch::x86_64::state::Activity;
@@ -41,12 +41,12 @@ impl Cpu {
             }
             let stepping = self.shadow || self.system.rflags & rflags::TF != 0;
             let step = match stepping {
-                _ if self.careful => self.run_carefully(&attention, stepping),
+                _ if self.careful || self.armed.code => self.run_carefully(&attention, stepping),
                 true => self.step_armed(),
                 false => self.run_blocks(&attention),
             };
-            if let Err(Break::Fault) = step {
-                let fault = self.fault;
+            let event = if step == Err(Break::Fault) { Some(self.fault) } else { self.take_met() };
+            if let Some(fault) = event {
                 if let Some(exit) = self.raise_event(Event::Exception(fault)) {
                     return exit;
                 }
@@ -94,11 +94,15 @@ impl Cpu {
             return step;
         }
         let again = step == Err(Break::Again);
+        if again && self.armed.code {
+            // Its breakpoint was told before its first part.
+            self.system.rflags |= rflags::RF;
+        }
         self.shadow |= shadow && again && !trap;
         // What loads SS or sets IF just now holds the trap back as it does interrupts.
         if trap && !self.shadow {
             self.system.dr6 |= 1 << 14;
-            self.fault = Fault { vector: fault::DB, error: None, address: 0 };
+            self.fault = self.debug_exception();
             return Err(Break::Fault);
         }
         if again { Ok(()) } else { step }
@@ -214,6 +218,7 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::soft::fault::{self, Fault};
     use crate::engine::soft::registers::RegAt;
     use crate::engine::soft::testing::{self, CODE};
 

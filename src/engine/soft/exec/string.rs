@@ -73,7 +73,7 @@ fn repeat<A: Width>(
         if !go_on {
             return Ok(());
         }
-        if done != 0 && cpu.shared.attention(cpu.index).any() {
+        if cpu.armed.met != 0 || (done != 0 && cpu.shared.attention(cpu.index).any()) {
             break;
         }
     }

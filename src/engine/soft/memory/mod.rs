@@ -92,7 +92,10 @@ impl Cpu {
         let host = match self.tlb.write::<T>(at) {
             Some(host) => host,
             None => match self.place(at, Access::Write)? {
-                Place::Ram { host, .. } if within => host,
+                Place::Ram { host, .. } if within => {
+                    self.missed(at, T::BYTES, Access::Write);
+                    host
+                }
                 _ => {
                     let _one = SPLIT_LOCK.lock();
                     return self.modify(at, change);
@@ -122,6 +125,7 @@ impl Cpu {
     ) -> Result<(u64, u64), Break> {
         match self.place(at, Access::Write)? {
             Place::Ram { host, .. } => {
+                self.missed(at, 16, Access::Write);
                 // SAFETY: aligned to 16, so within one page of RAM; CPUID shows CX16 only if the host has it.
                 let was = unsafe { host::compare_exchange_16(host, old, new) };
                 self.wrote_code(at, 16)?;
@@ -144,6 +148,7 @@ impl Cpu {
             self.read_part(&place, data);
             return Ok(());
         }
+        self.missed(at, data.len() as u64, Access::Read);
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at_mut(first);
         self.check_end(at, high.len())?;
@@ -162,6 +167,7 @@ impl Cpu {
             self.write_part(&place, data);
             return Ok(());
         }
+        self.missed(at, data.len() as u64, Access::Write);
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at(first);
         self.check_end(at, high.len())?;
@@ -188,6 +194,8 @@ impl Cpu {
         let host = match cached {
             Some(host) => Some(host),
             None => match self.place(at, access)? {
+                // Whoever is watched goes element by element.
+                Place::Ram { .. } if self.armed.data && self.watches_page(at) => None,
                 Place::Ram { host, code, .. } if access != Access::Write || !code => Some(host),
                 _ => None,
             },
@@ -226,6 +234,15 @@ impl Cpu {
         host.map(|host| Place::Ram { host, page: 0, code: false })
     }
 
+    /// An access that no cached translation was found for: there may be a breakpoint. If the access then faults, what was
+    /// met is forgotten.
+    #[inline(always)]
+    fn missed(&mut self, at: u64, len: u64, access: Access) {
+        if self.armed.data {
+            self.meets_data(at, len, access == Access::Write);
+        }
+    }
+
     /// Translates and caches.
     fn place(&mut self, at: u64, access: Access) -> Result<Place, Break> {
         let Mapping { physical, writable, size, global } = self.translate(at, access)?;
@@ -234,7 +251,9 @@ impl Cpu {
             self.tlb.used_large(at, size);
         }
         let code = self.shared.has_code(page.index);
-        self.tlb.fill(at, page.host, writable && !code, global);
+        if !self.armed.data || !self.watches_page(at) {
+            self.tlb.fill(at, page.host, writable && !code, global);
+        }
         Ok(Place::Ram { host: page.host as u64 + physical % PAGE, page: page.index, code })
     }
 

@@ -129,6 +129,9 @@ impl Cpu {
             return Err(self.gp(0));
         }
         self.system.cr4 = value;
+        if changed & cr4::DE != 0 {
+            self.breakpoints_changed();
+        }
         if changed & CR4_PAGING != 0 {
             self.tlb.flush();
         }

@@ -1,4 +1,4 @@
-//! Debug registers (SDM volume 3, 17.2). They hold what is written; breakpoints in them do not trigger.
+//! Debug registers (SDM volume 3, 18.2): what software reads and writes. What they arm is in `breakpoints.rs`.
 
 use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::{Cpu, cr4};
@@ -8,6 +8,8 @@ use crate::engine::soft::width::Width;
 /// DR6: bits that read as one; those that can be written.
 const DR6_ONES: u64 = 0xffff_0ff0;
 const DR6_WRITABLE: u64 = 0xe00f;
+/// DR6: which breakpoints were met.
+pub(super) const DR6_BREAKPOINTS: u64 = 0xf;
 /// DR6: a debug register was accessed while [`GENERAL_DETECT`] was set.
 const DR6_ACCESS: u64 = 1 << 13;
 /// DR7: bit 10 reads as one; bits that can be written.
@@ -61,6 +63,9 @@ pub(super) fn to_debug<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
                 *breakpoint = value;
             }
         }
+    }
+    if number != 6 {
+        cpu.breakpoints_changed();
     }
     Ok(())
 }

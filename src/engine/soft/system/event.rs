@@ -87,6 +87,8 @@ impl Cpu {
             };
             if self.interrupt(&delivery).is_ok() {
                 self.shadow = false;
+                // What the delivery itself met is not told.
+                self.armed.met = 0;
                 match event {
                     Event::Nmi => self.system.nmi_blocked = true,
                     Event::Exception(Fault { vector: fault::DB, .. }) => {

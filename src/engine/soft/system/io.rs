@@ -37,6 +37,7 @@ impl Cpu {
     }
 
     fn port_read<T: Width>(&mut self, port: u16) -> T {
+        self.meets_port(port, T::BYTES);
         let mut bytes = [0xff; 8];
         if let (Some(io), Some(data)) = (self.io.get(), bytes.get_mut(..T::BYTES as usize)) {
             io.read(IoAddr::Port(port), data);
@@ -46,6 +47,7 @@ impl Cpu {
     }
 
     fn port_write<T: Width>(&mut self, port: u16, value: T) {
+        self.meets_port(port, T::BYTES);
         let bytes = value.to_u64().to_le_bytes();
         let Some(data) = bytes.get(..T::BYTES as usize) else { return };
         if self.shared.ring_doorbell(IoAddr::Port(port), data) {
@@ -162,7 +164,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, element: fn(&mut Cpu, &Op) -> Step) -> Step {
         }
         element(cpu, op)?;
         set_at_address_size(cpu, op, RegAt::RCX, left - 1);
-        if left > 1 && cpu.shared.attention(cpu.index).any() {
+        if left > 1 && (cpu.armed.met != 0 || cpu.shared.attention(cpu.index).any()) {
             return Err(Break::Again);
         }
     }

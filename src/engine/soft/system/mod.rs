@@ -6,6 +6,7 @@
 //!
 //! [`Cpu::deliver`]: super::cpu::Cpu::deliver
 
+pub(super) mod breakpoints;
 mod control;
 mod crash;
 mod debug;

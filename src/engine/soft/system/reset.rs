@@ -1,6 +1,7 @@
 //! The state after RESET and after INIT, and how a start-up message sets a CPU going (SDM volume 3, tables 11-1 and
 //! section 10.4.4.2).
 
+use super::breakpoints::Armed;
 use super::debug;
 use crate::arch::x86_64::state::{Activity, DescriptorTable, Segment};
 use crate::engine::soft::code::op::Seg;
@@ -57,6 +58,8 @@ impl Cpu {
         (system.cr2, system.cr3, system.cr4, system.efer) = (0, 0, 0, 0);
         system.breakpoints = [0; 4];
         (system.dr6, system.dr7) = debug::RESET;
+        self.armed = Armed::default();
+        let system = &mut self.system;
         system.nmi_blocked = false;
         system.activity = if self.index == 0 { Activity::Running } else { Activity::WaitForSipi };
         self.rip = 0xfff0;

@@ -152,3 +152,26 @@ fn strings_stop_when_the_cpu_is_wanted() {
     assert_eq!((cpu.rip, cpu.regs.get64(RegAt::RCX)), (CODE + 2, 0));
     cpu.io = IoPointer::NONE;
 }
+
+#[test]
+fn breakpoints_on_ports() {
+    let ports = Ports::default();
+    let mut cpu = long();
+    cpu.io = IoPointer::to(&ports);
+    set(&mut cpu, &[(RegAt::RDX, 0x81)]);
+    cpu.system.breakpoints[2] = 0x80;
+    // Two bytes at 80h, any access.
+    cpu.system.dr7 |= 1 << 4 | 0b0110 << 24;
+    cpu.breakpoints_changed();
+    assert_eq!((exec(&mut cpu, &[0xee]), cpu.armed.met), (Ok(()), 0), "not without CR4.DE");
+    cpu.system.cr4 |= crate::engine::soft::cpu::cr4::DE;
+    cpu.breakpoints_changed();
+    for (port, met) in [(0x7f, 0), (0x80, 4), (0x81, 4), (0x82, 0)] {
+        set(&mut cpu, &[(RegAt::RDX, port)]);
+        assert_eq!((exec(&mut cpu, &[0xee]), cpu.armed.met), (Ok(()), met), "{port:#x}");
+        assert_eq!(cpu.take_met().map(|fault| fault.vector), (met != 0).then_some(fault::DB));
+    }
+    assert_eq!(cpu.system.dr6 & 0xf, 4);
+    set(&mut cpu, &[(RegAt::RDX, 0x7f)]);
+    assert_eq!((exec(&mut cpu, &[0xed]), cpu.armed.met), (Ok(()), 4), "four bytes from there");
+}
