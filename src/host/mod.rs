@@ -6,6 +6,7 @@ pub mod chardev;
 pub mod clock;
 pub mod contain;
 pub mod cpu;
+pub mod entropy;
 pub mod escape;
 pub mod event_loop;
 pub mod file_lock;

@@ -22,6 +22,7 @@ use super::vector::Thunks;
 use super::vector::state::VectorState;
 use crate::arch::x86_64::state::{Activity, DescriptorTable, Segment};
 use crate::engine::{Exit, ExitCounters};
+use crate::host::entropy::Entropy;
 use crate::host::seeded::Seeded;
 
 pub(super) mod cr0 {
@@ -157,6 +158,8 @@ pub(super) struct Cpu {
     pub(super) features: Features,
     /// Stubs of vector instructions.
     pub(super) thunks: Arc<Thunks>,
+    /// Random numbers of the host's.
+    pub(super) entropy: Entropy,
     /// Where random numbers come from in runs that can be repeated.
     pub(super) random: Option<Seeded>,
     /// Breakpoints.
@@ -200,6 +203,7 @@ impl Cpu {
             counters: Arc::default(),
             features: Features::default(),
             thunks,
+            entropy: Entropy::default(),
             random,
             armed: Armed::default(),
             tracer: None,
@@ -268,7 +272,8 @@ impl Cpu {
     /// Picks the translations for the present privilege.
     pub(super) fn choose_tlb(&mut self) {
         let smap = self.system.cr4 & cr4::SMAP != 0 && self.system.rflags & rflags::AC == 0;
-        self.tlb.choose(self.cpl == 3, smap);
+        let aligned = self.system.rflags & rflags::AC != 0 && self.system.cr0 & cr0::AM != 0;
+        self.tlb.choose(self.cpl == 3, smap, aligned);
     }
 
     /// A segment register with its hidden part.

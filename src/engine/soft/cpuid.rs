@@ -80,10 +80,10 @@ const LZCNT: u32 = bits(&[5]);
 const CAPACITY_EBX: u32 = bits(&[20, 26, 29]);
 const SAVES_ERROR_POINTERS: u32 = bits(&[2]);
 /// Leaf 8000_0021h, EAX: LFENCE serialises, null selectors clear the base, automatic IBRS, SRSO_NO and the same for
-/// user to kernel; ECX: TSA_SQ_NO, TSA_L1_NO.
+/// user to kernel; ECX: TSA_SQ_NO, TSA_L1_NO, and the bit that kernels of 2026 ask for beside them.
 const LEAF21_EAX: u32 = bits(&[2, 6, 8, 29, 30]);
 const AUTOMATIC_IBRS: u32 = bits(&[8]);
-const LEAF21_ECX: u32 = bits(&[1, 2]);
+const LEAF21_ECX: u32 = bits(&[1, 2, 7]);
 /// Leaf 6: the APIC timer always runs. Leaf 8000_0007h: so does the time-stamp counter, at a constant rate.
 const ARAT: u32 = bits(&[2]);
 const INVARIANT_TSC: u32 = bits(&[8]);

@@ -7,7 +7,7 @@ pub(super) struct Fault {
     pub(super) vector: u8,
     /// Error code, for the vectors that have one.
     pub(super) error: Option<u32>,
-    /// Goes to CR2 when the exception is delivered (page faults).
+    /// Goes to CR2 when the exception is delivered (page faults); of #GP, the address that is not canonical, or 0.
     pub(super) address: u64,
 }
 
@@ -26,6 +26,7 @@ pub(super) const SS: u8 = 12;
 pub(super) const GP: u8 = 13;
 pub(super) const PF: u8 = 14;
 pub(super) const MF: u8 = 16;
+pub(super) const AC: u8 = 17;
 pub(super) const XM: u8 = 19;
 
 /// Why the operations of a block are not simply executed one after the other.

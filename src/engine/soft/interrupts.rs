@@ -62,14 +62,17 @@ impl Cpu {
         if events.init {
             self.init();
             self.apic().reset();
+            self.nmi_waits = false;
         }
+        // A CPU that waits for its start-up blocks NMIs, and takes the last one when it has started (SDM volume 3, on the
+        // activity states of VM entries, says that wait-for-SIPI blocks them; KVM keeps them too).
+        self.nmi_waits |= events.nmi;
         if let Some(page) = events.sipi {
             self.start(page);
         }
         if matches!(self.system.activity, Activity::WaitForInit | Activity::WaitForSipi) {
             return None;
         }
-        self.nmi_waits |= events.nmi;
         if self.nmi_waits && !self.system.nmi_blocked {
             self.nmi_waits = false;
             self.system.activity = Activity::Running;

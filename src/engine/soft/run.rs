@@ -46,10 +46,10 @@ impl Cpu {
                 false => self.run_blocks(&attention),
             };
             let event = if step == Err(Break::Fault) { Some(self.fault) } else { self.take_met() };
-            if let Some(fault) = event {
-                if let Some(exit) = self.raise_event(Event::Exception(fault)) {
-                    return exit;
-                }
+            if let Some(fault) = event
+                && let Some(exit) = self.raise_event(Event::Exception(fault))
+            {
+                return exit;
             }
             match self.leave.take() {
                 Some(Exit::Halted) => self.system.activity = Activity::Halted,
@@ -73,6 +73,9 @@ impl Cpu {
             Ok(()) | Err(Break::Leave) => self.rip = self.wrapped(self.next_ip(op)),
             Err(Break::Jump) => {}
             Err(Break::Fault | Break::Again) => {
+                if step == Err(Break::Fault) {
+                    self.blame_stack(op);
+                }
                 // CALL has set its target by the time its push faults.
                 self.rip = self.wrapped(self.this_ip(op));
                 return step;
@@ -193,6 +196,7 @@ impl Cpu {
                 Left::Stop(Err(Break::Leave))
             }
             Break::Fault => {
+                self.blame_stack(op);
                 self.rip = self.wrapped(self.this_ip(op));
                 Left::Stop(Err(Break::Fault))
             }

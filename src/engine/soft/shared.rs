@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// Guest time.
     pub(super) clock: Clock,
     doorbells: RwLock<Vec<Doorbell>>,
+    /// There are more vCPUs than host CPUs that this process may use.
+    pub(super) crowded: bool,
     /// The run can be repeated.
     pub(super) deterministic: Option<Deterministic>,
 }
@@ -50,7 +52,8 @@ impl Shared {
         let apics = ApicBus::new(&attentions);
         let clock = if deterministic.is_some() { Clock::Counted(AtomicU64::new(0)) } else { Clock::new() };
         let doorbells = RwLock::default();
-        Self { ram: ram.clone(), physical, has_code, attentions, apics, clock, doorbells, deterministic }
+        let crowded = std::thread::available_parallelism().is_ok_and(|host| host.get() < cpus as usize);
+        Self { ram: ram.clone(), physical, has_code, attentions, apics, clock, doorbells, crowded, deterministic }
     }
 
     /// Number of vCPUs.

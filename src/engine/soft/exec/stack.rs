@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use crate::engine::soft::code::lower::{Lowered, Operand, by_width, operand, seg};
 use crate::engine::soft::code::op::{Handler, Op, Seg};
 use crate::engine::soft::cpu::{CodeSize, Cpu};
-use crate::engine::soft::fault::{Break, Step};
+use crate::engine::soft::fault::{self, Break, Step};
 use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
@@ -16,7 +16,7 @@ impl Cpu {
     pub(in crate::engine::soft) fn push<T: Width>(&mut self, value: T) -> Step {
         let sp = self.rsp().wrapping_sub(T::BYTES);
         if self.is_64() {
-            self.store(sp, value)?;
+            self.store(sp, value).map_err(|how| self.on_stack(how))?;
             self.regs.set64(RegAt::RSP, sp);
             return Ok(());
         }
@@ -31,7 +31,7 @@ impl Cpu {
     pub(in crate::engine::soft) fn peek<T: Width>(&mut self, offset: u64) -> Result<T, Break> {
         let sp = self.rsp().wrapping_add(offset);
         if self.is_64() {
-            return self.load(sp);
+            return self.load(sp).map_err(|how| self.on_stack(how));
         }
         let at = self.segmented(Seg::Ss, sp & self.stack_mask(), T::BYTES, Access::Read)?;
         self.load(at)
@@ -42,6 +42,25 @@ impl Cpu {
     pub(in crate::engine::soft) fn add_rsp(&mut self, bytes: u64) {
         let sp = self.rsp().wrapping_add(bytes);
         if self.is_64() { self.regs.set64(RegAt::RSP, sp) } else { self.set_rsp(sp) }
+    }
+
+    /// The access that led here was to the stack: where it was not canonical #SS is raised, not #GP (SDM volume 3, 6.15).
+    #[cold]
+    fn on_stack(&mut self, how: Break) -> Break {
+        if how == Break::Fault && self.fault.vector == fault::GP && self.fault.address != 0 {
+            return self.raise(fault::SS, Some(0));
+        }
+        how
+    }
+
+    /// The same for the memory operand of `op`, which faulted, if the stack segment is the one that it uses: then its base
+    /// is RSP or RBP, and no prefix names another segment.
+    #[cold]
+    pub(in crate::engine::soft) fn blame_stack(&mut self, op: &Op) {
+        let by_base = op.base == RegAt::RSP || op.base == RegAt::RBP;
+        if self.is_64() && by_base && op.seg == Seg::None {
+            self.on_stack(Break::Fault);
+        }
     }
 
     /// Sets RSP, ESP or SP, whichever the stack segment uses.
@@ -159,7 +178,7 @@ fn enter<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 fn leave<T: Width>(cpu: &mut Cpu, _: &Op) -> Step {
     let frame = cpu.regs.get64(RegAt::RBP) & cpu.stack_mask();
     let at = cpu.segmented(Seg::Ss, frame, T::BYTES, Access::Read)?;
-    let value = cpu.load::<T>(at)?;
+    let value = cpu.load::<T>(at).map_err(|how| cpu.on_stack(how))?;
     cpu.set_rsp(frame.wrapping_add(T::BYTES));
     cpu.regs.set(RegAt::RBP, value);
     Ok(())

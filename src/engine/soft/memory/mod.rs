@@ -16,7 +16,7 @@ use std::sync::Mutex;
 
 use self::walk::{Access, Mapping};
 use super::cpu::Cpu;
-use super::fault::{Break, Step};
+use super::fault::{self, Break, Step};
 use super::width::Width;
 use crate::engine::{ExitCounters, IoAddr};
 
@@ -93,7 +93,7 @@ impl Cpu {
             Some(host) => host,
             None => match self.place(at, Access::Write)? {
                 Place::Ram { host, .. } if within => {
-                    self.missed(at, T::BYTES, Access::Write);
+                    self.missed(at, T::BYTES, Access::Write)?;
                     host
                 }
                 _ => {
@@ -125,7 +125,7 @@ impl Cpu {
     ) -> Result<(u64, u64), Break> {
         match self.place(at, Access::Write)? {
             Place::Ram { host, .. } => {
-                self.missed(at, 16, Access::Write);
+                self.missed(at, 16, Access::Write)?;
                 // SAFETY: aligned to 16, so within one page of RAM; CPUID shows CX16 only if the host has it.
                 let was = unsafe { host::compare_exchange_16(host, old, new) };
                 self.wrote_code(at, 16)?;
@@ -148,7 +148,7 @@ impl Cpu {
             self.read_part(&place, data);
             return Ok(());
         }
-        self.missed(at, data.len() as u64, Access::Read);
+        self.missed(at, data.len() as u64, Access::Read)?;
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at_mut(first);
         self.check_end(at, high.len())?;
@@ -167,7 +167,7 @@ impl Cpu {
             self.write_part(&place, data);
             return Ok(());
         }
-        self.missed(at, data.len() as u64, Access::Write);
+        self.missed(at, data.len() as u64, Access::Write)?;
         let first = data.len().min((PAGE - at % PAGE) as usize);
         let (low, high) = data.split_at(first);
         self.check_end(at, high.len())?;
@@ -195,7 +195,7 @@ impl Cpu {
             Some(host) => Some(host),
             None => match self.place(at, access)? {
                 // Whoever is watched goes element by element.
-                Place::Ram { .. } if self.armed.data && self.watches_page(at) => None,
+                Place::Ram { .. } if self.tlb.checks_alignment() || (self.armed.data && self.watches_page(at)) => None,
                 Place::Ram { host, code, .. } if access != Access::Write || !code => Some(host),
                 _ => None,
             },
@@ -234,13 +234,20 @@ impl Cpu {
         host.map(|host| Place::Ram { host, page: 0, code: false })
     }
 
-    /// An access that no cached translation was found for: there may be a breakpoint. If the access then faults, what was
-    /// met is forgotten.
+    /// An access that no cached translation was found for: it may have to be aligned (SDM volume 3, table 6-7), and there may
+    /// be a breakpoint. If the access then faults, what was met is forgotten.
     #[inline(always)]
-    fn missed(&mut self, at: u64, len: u64, access: Access) {
+    fn missed(&mut self, at: u64, len: u64, access: Access) -> Step {
+        if self.tlb.checks_alignment() {
+            let unit = if len == 10 { 8 } else { len };
+            if matches!(unit, 2 | 4 | 8 | 16) && at & (unit - 1) != 0 {
+                return Err(self.raise(fault::AC, Some(0)));
+            }
+        }
         if self.armed.data {
             self.meets_data(at, len, access == Access::Write);
         }
+        Ok(())
     }
 
     /// Translates and caches.
@@ -260,8 +267,9 @@ impl Cpu {
     /// An access that leaves canonical addresses by its last `high` bytes, those on the next page, fails before its first
     /// page is looked at.
     fn check_end(&mut self, at: u64, high: usize) -> Step {
-        let whole = high == 0 || !self.is_64() || Self::canonical((at | (PAGE - 1)).wrapping_add(1));
-        if whole { Ok(()) } else { Err(self.gp(0)) }
+        let next = (at | (PAGE - 1)).wrapping_add(1);
+        let whole = high == 0 || !self.is_64() || Self::canonical(next);
+        if whole { Ok(()) } else { Err(self.not_canonical(next)) }
     }
 
     /// The part of an access on the next page, if `len` bytes are left for it.

@@ -8,8 +8,10 @@ use crate::engine::soft::width::Width;
 
 /// Entries of each set.
 const ENTRIES: usize = 1024;
-/// Sets: user; supervisor; supervisor with SMAP in force.
-const SETS: usize = 3;
+/// Sets: user; supervisor; supervisor with SMAP in force; user with alignment checks.
+const SETS: usize = 4;
+/// Stays empty: each access takes the slow way, which checks.
+const ALIGNED: usize = 3 * ENTRIES;
 /// Entries for code.
 const CODE_ENTRIES: usize = 128;
 /// Local entries that are remembered; more of them are flushed together with the global ones.
@@ -102,6 +104,9 @@ impl Tlb {
     /// Remembers that the page of linear `at` is at `host`, for the set in force; `global` pages stay when CR3 changes.
     pub(in crate::engine::soft) fn fill(&mut self, at: u64, host: usize, writable: bool, global: bool) {
         let tag = at & PAGE_MASK | self.generation;
+        if self.checks_alignment() {
+            return;
+        }
         let index = self.set + (at >> 12) as usize % ENTRIES;
         if !global && self.local.len() < LOCAL {
             self.local.push(index as u32);
@@ -136,15 +141,21 @@ impl Tlb {
         }
     }
 
-    /// Uses the translations of a privilege.
-    pub(in crate::engine::soft) fn choose(&mut self, user: bool, smap: bool) {
+    /// Uses the translations of a privilege; `aligned`: of one whose accesses must be aligned.
+    pub(in crate::engine::soft) fn choose(&mut self, user: bool, smap: bool, aligned: bool) {
         self.user = user;
-        self.set = ENTRIES
-            * match (user, smap) {
-                (true, _) => 0,
-                (false, false) => 1,
-                (false, true) => 2,
-            };
+        self.set = match (user, smap) {
+            (true, _) if aligned => ALIGNED,
+            (true, _) => 0,
+            (false, false) => ENTRIES,
+            (false, true) => 2 * ENTRIES,
+        };
+    }
+
+    /// Accesses must be aligned.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn checks_alignment(&self) -> bool {
+        self.set == ALIGNED
     }
 
     /// Forgets all but global pages (MOV CR3 with CR4.PGE).
@@ -217,14 +228,14 @@ mod tests {
     #[test]
     fn hits_misses_and_flushes() {
         let mut tlb = Tlb::default();
-        tlb.choose(false, false);
+        tlb.choose(false, false, false);
         tlb.fill(0x1000, 0x7000_0000, true, false);
         assert_eq!(tlb.read::<u64>(0x1ff8), Some(0x7000_0ff8));
         assert_eq!(tlb.read::<u64>(0x1ff9), None, "crosses the page");
         assert_eq!(tlb.write::<u8>(0x1fff), Some(0x7000_0fff));
-        tlb.choose(true, false);
+        tlb.choose(true, false, false);
         assert_eq!(tlb.read::<u8>(0x1000), None);
-        tlb.choose(false, false);
+        tlb.choose(false, false, false);
         tlb.watch_writes(0x7000_0000);
         assert_eq!((tlb.read::<u8>(0x1000), tlb.write::<u8>(0x1000)), (Some(0x7000_0000), None));
         tlb.flush_page(0x1fff);

@@ -96,6 +96,13 @@ impl Cpu {
         ((at as i64) << 16 >> 16) as u64 == at
     }
 
+    /// #GP(0); those who use the stack make #SS of it (`exec/stack.rs`).
+    #[cold]
+    pub(in crate::engine::soft) fn not_canonical(&mut self, at: u64) -> Break {
+        self.fault = Fault { vector: fault::GP, error: Some(0), address: at };
+        Break::Fault
+    }
+
     /// Translates linear `at` for `access` at the present privilege; the fault is raised, but nothing else changes but
     /// accessed and dirty bits.
     pub(in crate::engine::soft) fn translate(&mut self, at: u64, access: Access) -> Result<Mapping, Break> {
@@ -116,7 +123,7 @@ impl Cpu {
         }
         let long = self.long_mode();
         if long && !Self::canonical(at) {
-            return Err(self.gp(0));
+            return Err(self.not_canonical(at));
         }
         let pae = self.system.cr4 & cr4::PAE != 0;
         let levels = if long {

@@ -7,8 +7,10 @@ use crate::engine::soft::flags::Flags;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
 
-/// After so many PAUSEs a CPU that spins gives its host CPU to whoever wants it, perhaps to the vCPU that it waits for.
-const PATIENCE: u32 = 256;
+/// After so many PAUSEs a CPU that spins gives its host CPU to whoever wants it, perhaps to the vCPU that it waits for: if
+/// each vCPU may have a host CPU of its own, and if not.
+const PATIENCE: u32 = 16384;
+const LITTLE_PATIENCE: u32 = 256;
 
 impl Cpu {
     /// Sets EDX:EAX.
@@ -91,9 +93,7 @@ impl Cpu {
         if let Some(seeded) = &mut self.random {
             return Some(seeded.next_u64());
         }
-        let mut bytes = [0; 8];
-        let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
-        (got == Ok(bytes.len())).then(|| u64::from_le_bytes(bytes))
+        self.entropy.next_u64()
     }
 }
 
@@ -101,7 +101,8 @@ impl Cpu {
 pub(super) fn pause(cpu: &mut Cpu, _: &Op) -> Step {
     if cpu.shared.cpus() > 1 {
         cpu.system.pauses = cpu.system.pauses.wrapping_add(1);
-        if cpu.system.pauses.is_multiple_of(PATIENCE) {
+        let patience = if cpu.shared.crowded { LITTLE_PATIENCE } else { PATIENCE };
+        if cpu.system.pauses.is_multiple_of(patience) {
             std::thread::yield_now();
         }
     }

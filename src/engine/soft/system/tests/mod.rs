@@ -1,5 +1,6 @@
 //! Tests of this directory, on CPUs of [`super::testing`].
 
+mod accesses;
 mod control;
 mod events;
 mod io;

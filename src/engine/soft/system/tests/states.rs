@@ -4,7 +4,7 @@ use crate::arch::x86_64::boot::{Tables, linux_entry};
 use crate::arch::x86_64::msr;
 use crate::arch::x86_64::state::{Activity, CpuState, DescriptorTable, Registers};
 use crate::engine::soft::code::op::Seg;
-use crate::engine::soft::cpu::{CodeSize, cr0, cr4};
+use crate::engine::soft::cpu::{CodeSize, Cpu, cr0, cr4};
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::system::testing::*;
 
@@ -110,6 +110,28 @@ fn reset_init_and_start() {
     cpu.index = 0;
     cpu.reset();
     assert_eq!(cpu.system.activity, Activity::Running);
+}
+
+#[test]
+fn an_nmi_waits_for_the_start_of_its_cpu() {
+    let mut boot = long();
+    boot.write_msr(0x1b, boot.apic().base() | 1 << 10).unwrap();
+    boot.write_msr(0x80f, 0x1ff).unwrap();
+    let mut other = Cpu::new(1, boot.shared.clone(), boot.thunks.clone());
+    other.reset();
+    let attention = boot.shared.attention(1).clone();
+    // The vector table of real mode.
+    put(&mut boot, 2 * 4, 0x1234_5678);
+    let mut send = |message: u64| {
+        boot.write_msr(0x830, 1 << 32 | message).unwrap();
+        assert_eq!(other.attend(&attention), None);
+        (other.system.activity, other.rip)
+    };
+    send(0x4500); // INIT
+    assert_eq!(send(0x4400).0, Activity::WaitForSipi, "an NMI does not start it");
+    assert_eq!(send(0x4610), (Activity::Running, 0x5678));
+    assert_eq!(other.segment(Seg::Cs).selector, 0x1234);
+    assert!(other.system.nmi_blocked);
 }
 
 #[test]
