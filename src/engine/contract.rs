@@ -10,7 +10,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{CpuIo, Engine, Exit, IoAddr, Kicker, Vcpu, Vm, VmConfig};
-use crate::arch::x86_64::state::{Activity, CpuState, DescriptorTable, Segment};
+use crate::arch::x86_64::state::{Activity, CpuState, DebugRegisters, DescriptorTable, Events, Segment};
 use crate::irq::MsiMessage;
 use crate::mem::{Backing, PAGE, Ram};
 
@@ -409,6 +409,15 @@ fn state_round_trip(engine: &dyn Engine) {
     (state.regs.rax, state.regs.r15, state.regs.rbp) = (0x0123_4567_89ab_cdef, u64::MAX, 5);
     state.system.cr2 = 0xffff_8000_0000_1000;
     state.msrs = vec![(0xc000_0082, 0xffff_ffff_8100_0000)];
+    state.debug = DebugRegisters { breakpoints: [0x1000, 0, 0, 0xffff_8000_0000_0008], dr6: 0xffff_4ff1, dr7: 0x501 };
+    state.events = Events { shadow: true, nmi_blocked: true, nmi_pending: true, ..Events::default() };
+    state.apic = vcpu.state().unwrap().apic;
+    // Software enabled; an interrupt that is served, one that waits, a task priority between them.
+    for (offset, value) in
+        [(0xf0, [0xff, 1, 0, 0]), (0x130, [2, 0, 0, 0]), (0x220, [0, 0, 1, 0]), (0x80, [0x50, 0, 0, 0])]
+    {
+        state.apic[offset..offset + 4].copy_from_slice(&value);
+    }
     vcpu.set_state(&state).unwrap();
     let first = vcpu.state().unwrap();
     assert_eq!(first.regs, state.regs);
@@ -416,6 +425,10 @@ fn state_round_trip(engine: &dyn Engine) {
         (first.system.cr2, first.system.cr3, first.system.gdt),
         (state.system.cr2, state.system.cr3, state.system.gdt)
     );
+    assert_eq!((first.debug, first.events), (state.debug, state.events));
+    assert_eq!(apic_registers(&first), apic_registers(&state));
+    let text = serde_json::to_string(&first).unwrap();
+    assert_eq!(serde_json::from_str::<CpuState>(&text).unwrap(), first);
     assert_eq!((first.system.cs, first.system.efer), (state.system.cs, state.system.efer));
     assert!(first.msrs.contains(&state.msrs[0]), "{:x?}", first.msrs);
     vcpu.set_state(&first).unwrap();
@@ -425,7 +438,20 @@ fn state_round_trip(engine: &dyn Engine) {
     second.msrs.retain(|msr| !times.contains(&msr.0));
     let mut first = first;
     first.msrs.retain(|msr| !times.contains(&msr.0));
-    assert_eq!(second, first);
+    assert_eq!(apic_registers(&second), apic_registers(&first));
+    (first.apic, second.apic) = (Vec::new(), Vec::new());
+    assert!(
+        second == first,
+        "{:x?}\n{:x?}",
+        (first.regs, first.system, &first.msrs),
+        (second.regs, second.system, &second.msrs)
+    );
+}
+
+/// Registers of the local APIC but those that follow from others (the priorities), and what is left of the timer's count.
+fn apic_registers(state: &CpuState) -> Vec<(usize, &[u8])> {
+    let registers = state.apic.chunks_exact(16).map(|register| &register[..4]);
+    (0..).step_by(16).zip(registers).filter(|(offset, _)| ![0x90, 0xa0, 0x390].contains(offset)).collect()
 }
 
 fn register_pages(engine: &dyn Engine) {

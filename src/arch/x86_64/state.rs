@@ -102,6 +102,38 @@ pub enum Activity {
     WaitForSipi,
 }
 
+/// Debug registers (SDM volume 3, 18.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "register names")]
+pub struct DebugRegisters {
+    /// DR0 to DR3.
+    pub breakpoints: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+}
+
+impl Default for DebugRegisters {
+    /// What they are after RESET.
+    fn default() -> Self {
+        Self { breakpoints: [0; 4], dr6: 0xffff_0ff0, dr7: 0x400 }
+    }
+}
+
+/// What is under way between two instructions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Interrupts wait for one more instruction (after STI and MOV SS).
+    pub shadow: bool,
+    /// NMIs wait for an IRET.
+    pub nmi_blocked: bool,
+    /// An NMI waits.
+    pub nmi_pending: bool,
+    /// An interrupt that the local APIC has handed out and whose handler was not entered yet.
+    pub interrupt: Option<u8>,
+    /// An exception whose handler was not entered yet: vector and error code.
+    pub exception: Option<(u8, Option<u32>)>,
+}
+
 /// All state of a CPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuState {
@@ -115,6 +147,13 @@ pub struct CpuState {
     pub xsave: Vec<u8>,
     /// XCR0; 0 means leave as it is.
     pub xcr0: u64,
+    /// Debug registers.
+    pub debug: DebugRegisters,
+    /// What is under way.
+    pub events: Events,
+    /// Registers of the local APIC as they are in its page, 16 bytes each (SDM volume 3, table 12-1); empty means leave them
+    /// as they are. What x2APIC mode has beside is in the form of the engine.
+    pub apic: Vec<u8>,
     /// Activity.
     pub activity: Activity,
 }

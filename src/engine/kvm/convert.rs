@@ -1,13 +1,17 @@
 //! Between KVM's structures and the engine-neutral ones of `arch`.
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 
 use super::NAME;
 use crate::arch::x86_64::cpuid::{CpuidTable, Leaf};
-use crate::arch::x86_64::state::{DescriptorTable, Registers, Segment, SystemRegisters};
+use crate::arch::x86_64::state::{DebugRegisters, DescriptorTable, Events, Registers, Segment, SystemRegisters};
 use crate::engine::Error;
+
+/// KVM_X86_SHADOW_INT_STI (api.rst, 4.32).
+const SHADOW_OF_STI: u8 = 2;
 
 pub(super) fn cpuid_from_kvm(cpuid: &CpuId) -> CpuidTable {
     let leaf = |e: &kvm_cpuid_entry2| Leaf {
@@ -101,6 +105,50 @@ pub(super) fn system_to_kvm(s: &SystemRegisters, sregs: &mut kvm_sregs) {
     sregs.idt = table(s.idt);
     (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.cr8) = (s.cr0, s.cr2, s.cr3, s.cr4, s.cr8);
     (sregs.efer, sregs.apic_base) = (s.efer, s.apic_base);
+}
+
+/// All of them, `kvm_debugregs` and the neutral form.
+pub(super) fn debug_to_kvm(d: &DebugRegisters) -> kvm_debugregs {
+    kvm_debugregs { db: d.breakpoints, dr6: d.dr6, dr7: d.dr7, ..Default::default() }
+}
+
+pub(super) fn debug_from_kvm(d: &kvm_debugregs) -> DebugRegisters {
+    DebugRegisters { breakpoints: d.db, dr6: d.dr6, dr7: d.dr7 }
+}
+
+/// Events as KVM takes them; what the neutral form does not have (system management mode) stays as it is.
+pub(super) fn events_to_kvm(e: &Events) -> kvm_vcpu_events {
+    let mut to =
+        kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
+    (to.interrupt.injected, to.interrupt.nr) = (e.interrupt.is_some().into(), e.interrupt.unwrap_or(0));
+    to.interrupt.shadow = if e.shadow { SHADOW_OF_STI } else { 0 };
+    (to.nmi.masked, to.nmi.pending) = (e.nmi_blocked.into(), e.nmi_pending.into());
+    if let Some((vector, error)) = e.exception {
+        (to.exception.injected, to.exception.nr) = (1, vector);
+        (to.exception.has_error_code, to.exception.error_code) = (error.is_some().into(), error.unwrap_or(0));
+    }
+    to
+}
+
+pub(super) fn events_from_kvm(e: &kvm_vcpu_events) -> Events {
+    let error = (e.exception.has_error_code != 0).then_some(e.exception.error_code);
+    Events {
+        shadow: e.interrupt.shadow != 0,
+        nmi_blocked: e.nmi.masked != 0,
+        nmi_pending: e.nmi.pending != 0 || e.nmi.injected != 0,
+        interrupt: (e.interrupt.injected != 0).then_some(e.interrupt.nr),
+        exception: (e.exception.injected != 0).then_some((e.exception.nr, error)),
+    }
+}
+
+pub(super) fn apic_to_kvm(page: &[u8]) -> kvm_lapic_state {
+    let mut to = kvm_lapic_state::default();
+    to.regs.iter_mut().zip(page).for_each(|(to, from)| *to = *from as std::ffi::c_char);
+    to
+}
+
+pub(super) fn apic_from_kvm(apic: &kvm_lapic_state) -> Vec<u8> {
+    apic.regs.iter().map(|byte| *byte as u8).collect()
 }
 
 pub(super) fn system_from_kvm(s: &kvm_sregs) -> SystemRegisters {

@@ -207,7 +207,13 @@ impl Vcpu for KvmVcpu {
         if !state.xsave.is_empty() {
             self.set_xsave(&state.xsave)?;
         }
+        if !state.apic.is_empty() {
+            self.fd.set_lapic(&convert::apic_to_kvm(&state.apic)).map_err(host("set the local APIC"))?;
+        }
+        // After the APIC, whose mode the deadline of its timer depends on.
         self.set_msrs(&state.msrs)?;
+        self.fd.set_debug_regs(&convert::debug_to_kvm(&state.debug)).map_err(host("set debug registers"))?;
+        self.fd.set_vcpu_events(&convert::events_to_kvm(&state.events)).map_err(host("set pending events"))?;
         let mp_state = match state.activity {
             Activity::Running => KVM_MP_STATE_RUNNABLE,
             Activity::Halted => KVM_MP_STATE_HALTED,
@@ -226,6 +232,9 @@ impl Vcpu for KvmVcpu {
             msrs: self.msrs()?,
             xsave: xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect(),
             xcr0: xcrs.xcrs.iter().find(|x| x.xcr == 0).map_or(0, |x| x.value),
+            debug: convert::debug_from_kvm(&self.fd.get_debug_regs().map_err(host("read debug registers"))?),
+            events: convert::events_from_kvm(&self.fd.get_vcpu_events().map_err(host("read pending events"))?),
+            apic: convert::apic_from_kvm(&self.fd.get_lapic().map_err(host("read the local APIC"))?),
             activity: match self.fd.get_mp_state().map_err(host("read the activity state"))?.mp_state {
                 KVM_MP_STATE_HALTED => Activity::Halted,
                 KVM_MP_STATE_UNINITIALIZED => Activity::WaitForInit,

@@ -16,6 +16,7 @@ use super::memory::tlb::Tlb;
 use super::registers::{RegAt, RegisterFile};
 use super::shared::{IoPointer, Shared};
 use super::system::breakpoints::Armed;
+use super::system::event::Event;
 use super::system::msr::Msrs;
 use super::trace::Tracer;
 use super::vector::Thunks;
@@ -132,6 +133,8 @@ pub(super) struct Cpu {
     pub(super) interrupt_waits: bool,
     /// An NMI waits for the end of another.
     pub(super) nmi_waits: bool,
+    /// An event out of saved state, to be delivered before anything is executed.
+    pub(super) restored: Option<Event>,
     /// Why [`Break::Fault`] was returned.
     pub(super) fault: Fault,
     /// Why [`Break::Leave`] was returned; `Exit::Halted` for HLT, which the run loop acts on itself.
@@ -190,6 +193,7 @@ impl Cpu {
             shadow: false,
             interrupt_waits: false,
             nmi_waits: false,
+            restored: None,
             fault: Fault { vector: 0, error: None, address: 0 },
             leave: None,
             instructions: 0,

@@ -29,6 +29,11 @@ impl Cpu {
     /// Runs guest code until there is a reason to leave it.
     pub(super) fn run(&mut self) -> Exit {
         let attention = self.shared.attention(self.index).clone();
+        if let Some(event) = self.restored.take()
+            && let Some(exit) = self.raise_event(event)
+        {
+            return exit;
+        }
         loop {
             if let Some(exit) = self.attend(&attention) {
                 return exit;

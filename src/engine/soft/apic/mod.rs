@@ -7,6 +7,7 @@ mod access;
 mod bus;
 mod message;
 mod registers;
+mod saved;
 mod timer;
 mod vectors;
 
@@ -88,6 +89,11 @@ impl LocalApic {
     /// Whether [`LocalApic::accept`] would return something.
     pub(super) fn ready(&self) -> bool {
         self.lock().deliverable().is_some()
+    }
+
+    /// Whether an NMI waits for [`LocalApic::take_events`].
+    pub(super) fn nmi_pending(&self) -> bool {
+        self.lock().nmi
     }
 
     /// What arrived beside interrupts since the last call.

@@ -64,6 +64,14 @@ impl Timer {
         }
     }
 
+    /// From saved registers: as [`Timer::set_initial`], with `count` left.
+    pub(super) fn restore(&mut self, initial: u32, count: u32, now: u64) {
+        if self.mode != TSC_DEADLINE {
+            self.initial = initial;
+            self.at = (count != 0).then(|| now.saturating_add(u64::from(count) * self.divisor()));
+        }
+    }
+
     /// The current count.
     pub(super) fn count(&self, now: u64) -> u32 {
         let left = if self.mode == TSC_DEADLINE { 0 } else { self.at.unwrap_or(0).saturating_sub(now) };

@@ -32,6 +32,13 @@ impl Vectors {
         Some((index * 32) as u8 + (31 - word.leading_zeros()) as u8)
     }
 
+    /// Sets the register of vectors 32 * `index` and up.
+    pub(super) fn set_word(&mut self, index: usize, value: u32) {
+        if let Some(word) = self.0.get_mut(index) {
+            *word = value;
+        }
+    }
+
     /// Vectors 32 * `index` and up, as the register shows them.
     pub(super) fn word(&self, index: usize) -> u32 {
         self.0.get(index).copied().unwrap_or(0)

@@ -1,9 +1,12 @@
 //! The architectural state as plain data, in and out: how a machine starts a CPU, and what snapshots and crash reports hold.
 
-use crate::arch::x86_64::state::{CpuState, Registers, SystemRegisters};
+use super::event::Event;
+use crate::arch::x86_64::state::{CpuState, DebugRegisters, Events, Registers, SystemRegisters};
 use crate::engine::soft::NAME;
+use crate::engine::soft::attention;
 use crate::engine::soft::code::op::Seg;
 use crate::engine::soft::cpu::Cpu;
+use crate::engine::soft::fault::Fault;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::vector::state::{SIZE, VectorState};
 use crate::engine::{Error, Result};
@@ -32,7 +35,14 @@ impl Cpu {
         }
         self.apic().restore_base(state.system.apic_base).map_err(|_| refused(APIC_BASE, state.system.apic_base))?;
         self.set_task_priority(state.system.cr8);
+        if !state.apic.is_empty() {
+            self.apic().restore(&state.apic, self.guest_time());
+        }
         self.restore_msrs(&state.msrs).map_err(|(index, value)| refused(index, value))?;
+        let debug = &state.debug;
+        (self.system.breakpoints, self.system.dr6, self.system.dr7) = (debug.breakpoints, debug.dr6, debug.dr7);
+        self.breakpoints_changed();
+        self.set_events(&state.events);
         self.system.activity = state.activity;
         Ok(())
     }
@@ -47,8 +57,33 @@ impl Cpu {
             msrs: self.saved_msrs(),
             xsave: area_to(&self.vector.area, self.system.xcr0),
             xcr0: self.system.xcr0,
+            debug: DebugRegisters { breakpoints: self.system.breakpoints, dr6: self.system.dr6, dr7: self.system.dr7 },
+            events: self.events(),
+            apic: self.apic().save(self.guest_time()),
             activity: self.system.activity,
         }
+    }
+
+    /// This CPU enters handlers at once, so that nothing but a restored event can wait for it.
+    fn events(&self) -> Events {
+        let (interrupt, exception) = match self.restored {
+            Some(Event::Interrupt(vector)) => (Some(vector), None),
+            Some(Event::Exception(fault)) => (None, Some((fault.vector, fault.error))),
+            Some(Event::Nmi) | None => (None, None),
+        };
+        let nmi_pending = self.nmi_waits || self.apic().nmi_pending();
+        Events { shadow: self.shadow, nmi_blocked: self.system.nmi_blocked, nmi_pending, interrupt, exception }
+    }
+
+    fn set_events(&mut self, events: &Events) {
+        self.shadow = events.shadow;
+        self.system.nmi_blocked = events.nmi_blocked;
+        self.nmi_waits = events.nmi_pending;
+        let address = self.system.cr2;
+        let exception = events.exception.map(|(vector, error)| Event::Exception(Fault { vector, error, address }));
+        self.restored = exception.or(events.interrupt.map(Event::Interrupt));
+        // Whatever was restored is looked at before the next instruction.
+        self.shared.attention(self.index).raise(attention::INTERRUPT);
     }
 
     fn set_system(&mut self, s: &SystemRegisters) {
