@@ -5,6 +5,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`cli`] | the command line |
+//! | [`run`] | a command in a machine of its own; running machines and how to reach them |
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
 //! | [`agent`] | the host's side of the agent in the guest: commands, files, the end |
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
@@ -60,5 +61,6 @@ pub mod machine;
 pub mod mem;
 pub mod net;
 pub mod pci;
+pub mod run;
 pub mod spec;
 pub mod virtio;

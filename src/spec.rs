@@ -272,14 +272,17 @@ pub enum SpecError {
 impl MachineSpec {
     /// Parses a specification file.
     pub fn from_toml(text: &str) -> Result<Self, SpecError> {
-        toml::from_str(text).map_err(|e| {
-            // The place of an unknown key is not known: then it is said to be the beginning.
-            let place = e.span().filter(|span| span.start > 0);
-            let line = place.map(|span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
-            let line = line.and_then(|line| Some((line + 1, text.lines().nth(line)?)));
-            let line = line.map_or_else(String::new, |(number, line)| format!("line {number}, `{}`: ", line.trim()));
-            SpecError::Toml(format!("{line}{}", e.message().trim_end().replace('\n', ", ")))
-        })
+        toml::from_str(text).map_err(|e| Self::toml_error(text, &e))
+    }
+
+    /// What is wrong with the specification file `text`, and where.
+    pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> SpecError {
+        // The place of an unknown key is not known: then it is said to be the beginning.
+        let place = error.span().filter(|span| span.start > 0);
+        let line = place.map(|span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
+        let line = line.and_then(|line| Some((line + 1, text.lines().nth(line)?)));
+        let line = line.map_or_else(String::new, |(number, line)| format!("line {number}, `{}`: ", line.trim()));
+        SpecError::Toml(format!("{line}{}", error.message().trim_end().replace('\n', ", ")))
     }
 
     /// The specification as such a file.
@@ -292,6 +295,25 @@ impl MachineSpec {
         let options = Options::from_flag(kind.name(), kind.keys(), text)?;
         self.devices.0.entry(kind.name().into()).or_default().push(options.values().clone());
         Ok(())
+    }
+
+    /// The same, before all other devices of that kind.
+    pub fn add_first(&mut self, kind: &'static dyn Kind, text: &str) -> Result<(), SpecError> {
+        self.add_device(kind, text)?;
+        if let Some(tables) = self.devices.0.get_mut(kind.name()) {
+            tables.rotate_right(1);
+        }
+        Ok(())
+    }
+
+    /// What is said of each device of the kind `name`, by the names of its keys.
+    pub fn device_options(&self, name: &str) -> impl Iterator<Item = &BTreeMap<String, String>> {
+        self.devices.0.get(name).into_iter().flatten()
+    }
+
+    /// The same, to be changed. What is wrong then is found by [`MachineSpec::validate`].
+    pub fn device_options_mut(&mut self, name: &str) -> impl Iterator<Item = &mut BTreeMap<String, String>> {
+        self.devices.0.get_mut(name).into_iter().flatten()
     }
 
     fn console_is_stdio(&self) -> bool {
@@ -352,14 +374,17 @@ impl MachineSpec {
 
     /// Finds what is wrong, as far as that can be told without touching the host.
     pub fn validate(&self) -> Result<(), SpecError> {
+        self.validate_but_kernel()?;
+        if self.kernel.is_none() { Err(SpecError::NoKernel) } else { Ok(()) }
+    }
+
+    /// The same for a machine whose kernel is yet to be found.
+    pub fn validate_but_kernel(&self) -> Result<(), SpecError> {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(SpecError::Cpus(self.cpus));
         }
         if self.memory.0 < MIN_MEMORY || !self.memory.0.is_multiple_of(1 << 20) {
             return Err(SpecError::Memory(self.memory));
-        }
-        if self.kernel.is_none() {
-            return Err(SpecError::NoKernel);
         }
         if self.append.is_some() && self.cmdline.is_some() {
             return Err(SpecError::AppendAndCmdline);

@@ -64,7 +64,12 @@ impl Process {
 
     /// When output came last.
     pub fn last_output(&self) -> Option<Instant> {
-        self.session.state().heard
+        self.session.state().heard.map(|(_, last)| last)
+    }
+
+    /// When output came first.
+    pub fn first_output(&self) -> Option<Instant> {
+        self.session.state().heard.map(|(first, _)| first)
     }
 
     /// Sends a signal to the command's process group.

@@ -29,8 +29,8 @@ pub(super) struct State {
     /// Nobody in the guest reads any more.
     pub(super) stdin_closed: bool,
     pub(super) outputs: [Received; 2],
-    /// When output came last.
-    pub(super) heard: Option<Instant>,
+    /// When output came first, and last.
+    pub(super) heard: Option<(Instant, Instant)>,
 }
 
 /// Output that was received and not yet written.
@@ -136,7 +136,8 @@ impl State {
     }
 
     fn receive(&mut self, stream: Stream, bytes: Vec<u8>) -> Result<(), Malformed> {
-        self.heard = Some(Instant::now());
+        let now = Instant::now();
+        self.heard = Some((self.heard.map_or(now, |(first, _)| first), now));
         let output = self.output(stream)?;
         let under_way = output.bytes.len() + output.taken + bytes.len();
         if output.ended || under_way > WINDOW as usize {

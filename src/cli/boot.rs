@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 
-use super::{Failure, device_flags, file_failure, machine_flags};
+use super::{Failure, device_flags, file_failure, json, machine_flags};
 use crate::engine::ExitStats;
 use crate::host::footprint;
 use crate::host::limits;
@@ -127,11 +127,7 @@ fn conclude(matches: &ArgMatches, report: &Report, file: Option<File>) -> Result
     if matches.get_flag("stats") {
         let total = report.exits.total();
         eprintln!("belljar: exits to user space: {total} {}", json(&report.exits)?);
-        if let Some(count) = report.instructions {
-            let (seconds, millions) = (report.cpu_seconds, count as f64 / 1e6);
-            let speed = millions / seconds.max(1e-9);
-            eprintln!("belljar: instructions: {count} in {seconds:.2} s of CPU time, {speed:.0} MIPS");
-        }
+        machine_flags::say_speed(report.instructions, report.cpu_seconds);
         if let Some(hash) = &report.ram_sha256 {
             eprintln!("belljar: RAM at the end: sha256 {hash}");
         }
@@ -144,10 +140,6 @@ fn conclude(matches: &ArgMatches, report: &Report, file: Option<File>) -> Result
         file.write_all(text.as_bytes()).map_err(|e| file_failure("write the report", path, &e))?;
     }
     Ok(report.exit_code)
-}
-
-fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(Failure::failed)
 }
 
 /// The specification that file and flags make together.

@@ -163,3 +163,10 @@ pub fn apply(matches: &ArgMatches, spec: &mut MachineSpec) -> Result<(), Failure
     spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
     device_flags::apply(matches, spec).map_err(Failure::usage)
 }
+
+/// The line of `--stats` about instructions, if the engine counts them.
+pub fn say_speed(instructions: Option<u64>, seconds: f64) {
+    let Some(count) = instructions else { return };
+    let speed = count as f64 / 1e6 / seconds.max(1e-9);
+    eprintln!("belljar: instructions: {count} in {seconds:.2} s of CPU time, {speed:.0} MIPS");
+}

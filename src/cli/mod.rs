@@ -1,16 +1,21 @@
 //! The command line: one file per subcommand.
 
 mod boot;
+mod command_flags;
 mod device_flags;
 mod doctor;
+mod exec;
 mod kernel;
 mod machine_flags;
+mod machines;
+mod run;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Command;
 use clap::error::ErrorKind;
+use serde::Serialize;
 
 use crate::host::contain;
 use crate::machine::verdict::EXIT_FAILED;
@@ -40,6 +45,10 @@ impl Failure {
 /// A file that the user named cannot be used.
 fn file_failure(action: &str, path: &Path, error: &std::io::Error) -> Failure {
     Failure::failed(std::io::Error::other(format!("Cannot {action}: {}: {error}", path.display())))
+}
+
+fn json(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(Failure::failed)
 }
 
 /// The error and what caused it, on one line. A cause that its effect already quotes is not said twice.
@@ -87,6 +96,11 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .max_term_width(100)
+        .subcommand(run::command())
+        .subcommand(exec::command())
+        .subcommand(machines::ps_command())
+        .subcommand(machines::stop_command())
+        .subcommand(machines::logs_command())
         .subcommand(boot::command())
         .subcommand(kernel::command())
         .subcommand(doctor::command())
@@ -109,6 +123,11 @@ pub fn main() -> ExitCode {
     start_logging();
     contain::install();
     let result = match matches.subcommand() {
+        Some(("run", matches)) => run::run(matches),
+        Some(("exec", matches)) => exec::run(matches),
+        Some(("ps", matches)) => machines::ps(matches),
+        Some(("stop", matches)) => machines::stop(matches),
+        Some(("logs", matches)) => machines::logs(matches),
         Some(("boot", matches)) => boot::run(matches),
         Some(("kernel", matches)) => kernel::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod contain;
 pub mod cpu;
 pub mod entropy;
+pub mod detach;
 pub mod escape;
 pub mod event_loop;
 pub mod file_lock;

@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Once, OnceLock};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
-use vmm_sys_util::eventfd::EventFd;
 
 /// Signals that end a program that does not handle them.
 const FATAL: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGABRT];
@@ -32,7 +32,7 @@ static STATE: AtomicU8 = AtomicU8::new(FREE);
 /// The terminal in use; never freed, because a handler may be looking at it (one small block per guard).
 static MODES: AtomicPtr<Modes> = AtomicPtr::new(std::ptr::null_mut());
 /// Signalled when the window may have another size; made once, never closed.
-static RESIZED: OnceLock<EventFd> = OnceLock::new();
+static RESIZED: OnceLock<OwnedFd> = OnceLock::new();
 
 struct Modes {
     fd: OwnedFd,
@@ -98,10 +98,10 @@ pub fn restore() {
 }
 
 /// Signalled when the window of the terminal may have changed its size.
-pub fn resizes() -> io::Result<&'static EventFd> {
+pub fn resizes() -> io::Result<&'static OwnedFd> {
     if RESIZED.get().is_none() {
         // Another thread may be first; then this one is closed again.
-        let _ = RESIZED.set(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let _ = RESIZED.set(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     }
     RESIZED.get().ok_or_else(|| io::Error::other("no event descriptor"))
 }
@@ -193,7 +193,7 @@ fn keeping_errno(work: impl FnOnce()) {
 fn notice_resize() {
     if let Some(resized) = RESIZED.get() {
         // A full counter means that a notice is already waiting.
-        let _ = resized.write(1);
+        let _ = rustix::io::write(resized, &1u64.to_ne_bytes());
     }
 }
 
@@ -263,7 +263,8 @@ mod tests {
         assert!(!is_raw() && cooked(&peer));
         on_continue(libc::SIGCONT);
         assert!(is_raw() && !cooked(&peer), "raw again after a pause");
-        assert!(resizes().unwrap().read().unwrap() >= 1, "a continued program looks at the window again");
+        let noticed = rustix::io::read(resizes().unwrap(), &mut [0; 8]);
+        assert_eq!(noticed, Ok(8), "a continued program looks at the window again");
         drop(guard);
         assert!(!is_raw() && cooked(&peer));
         on_continue(libc::SIGCONT);

@@ -11,7 +11,7 @@
 //! | `config`, `feature` | what a kernel has and lacks |
 //! | `modules`, `modinfo` | which modules are needed for that, in which order |
 
-mod compressed;
+pub(crate) mod compressed;
 mod config;
 mod error;
 mod feature;

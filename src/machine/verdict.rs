@@ -44,8 +44,8 @@ pub enum Verdict {
     },
     /// There is no such command in the guest.
     NotFound {
-        /// What was looked for.
-        command: String,
+        /// What was looked for, and where.
+        reason: String,
     },
     /// The command in the guest cannot be executed.
     NotExecutable {
@@ -149,8 +149,8 @@ impl std::fmt::Display for Verdict {
             Self::CpuDied { report } => write!(f, "the virtual CPU died\n{report}"),
             Self::Finished { status } => write!(f, "the command ended with status {status}"),
             Self::Killed { signal } => write!(f, "signal {signal} killed the command"),
-            Self::NotFound { command } => write!(f, "{command}: not found in the guest"),
-            Self::NotExecutable { reason } => write!(f, "{reason}: cannot be executed in the guest"),
+            Self::NotFound { reason } => f.write_str(reason),
+            Self::NotExecutable { reason } => write!(f, "cannot be executed in the guest: {reason}"),
             Self::NoVerdict { how } => write!(f, "{how} before its command ended"),
             Self::BootTimedOut { seconds } => {
                 write!(f, "the guest did not start within {seconds} s; give it more with --boot-timeout")

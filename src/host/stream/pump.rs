@@ -235,7 +235,7 @@ impl MutEventSubscriber for Pump {
             CLIENT => self.accept(ops),
             RESIZE => {
                 // Nothing to read means that somebody else saw it, which cannot be: one terminal, one pump.
-                let _ = terminal::resizes().map(|resizes| resizes.read());
+                let _ = terminal::resizes().map(|resizes| rustix::io::read(resizes, &mut [0; 8]));
                 self.shared.tell(true, |listener| listener.resized());
             }
             _ => {}

@@ -1,0 +1,137 @@
+//! Puts a directory, or an archive of one, into an initial RAM file system: for guests whose kernel has no virtio-fs, and
+//! for roots that come as a file.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::kernel::compressed;
+use crate::loader::initramfs::{Archive, Device};
+
+/// Directories that are mounted over, or that are another file system's business.
+const LEFT_OUT: [&str; 4] = ["dev", "proc", "sys", "run"];
+
+/// Bytes of all files below `path`; none if there are more than `limit`, or something cannot be read.
+pub(super) fn size(path: &Path, limit: u64) -> Option<u64> {
+    let mut sum = 0u64;
+    let mut waiting = vec![path.to_owned()];
+    let device = fs::metadata(path).ok()?.dev();
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).ok()? {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok()?;
+            if metadata.is_dir() && metadata.dev() == device {
+                waiting.push(entry.path());
+            }
+            // A header, a name, and the content.
+            sum = sum.saturating_add(256).saturating_add(if metadata.is_file() { metadata.len() } else { 0 });
+            if sum > limit {
+                return None;
+            }
+        }
+    }
+    Some(sum)
+}
+
+/// Adds everything below `root`, on its file system.
+pub(super) fn directory(root: &Path, archive: &mut Archive<File>) -> Result<(), crate::run::Error> {
+    let device = fs::metadata(root).map_err(failed(root))?.dev();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(directory) = waiting.pop() {
+        let here = root.join(&directory);
+        let mut entries: Vec<_> = fs::read_dir(&here).and_then(Iterator::collect).map_err(failed(&here))?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = directory.join(entry.file_name());
+            let metadata = entry.metadata().map_err(failed(&entry.path()))?;
+            add(&entry.path(), &name, &metadata, archive)?;
+            let left_out = LEFT_OUT.iter().any(|top| name == Path::new(top));
+            if metadata.is_dir() && metadata.dev() == device && !left_out {
+                waiting.push(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> crate::run::Error {
+    let path = path.to_owned();
+    move |source| crate::run::Error::Root { path: path.clone(), source }
+}
+
+fn add(
+    path: &Path,
+    name: &Path,
+    metadata: &fs::Metadata,
+    archive: &mut Archive<File>,
+) -> Result<(), crate::run::Error> {
+    let name = name.to_string_lossy();
+    let mode = metadata.mode() & 0o7777;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        archive.directory(&name, mode)?;
+    } else if kind.is_symlink() {
+        let target = fs::read_link(path).map_err(failed(path))?;
+        archive.symlink(&name, &target.to_string_lossy())?;
+    } else if kind.is_file() {
+        let file = File::open(path).map_err(failed(path))?;
+        archive.file_from(&name, mode, metadata.len(), file)?;
+    } else if kind.is_char_device() || kind.is_block_device() {
+        let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        let device = if kind.is_char_device() { Device::Character(major, minor) } else { Device::Block(major, minor) };
+        archive.node(&name, mode, device)?;
+    }
+    // Sockets and pipes belong to programs that run here.
+    Ok(())
+}
+
+/// Whether the file begins as cpio archives do, packed or not, which the kernel unpacks itself; else it may be a tar.
+pub(super) fn is_cpio(path: &Path) -> io::Result<bool> {
+    let mut head = [0; 6];
+    let mut file = compressed::reader(io::BufReader::new(compressed::open(path)?))?;
+    let mut len = 0;
+    while let Some(rest) = head.get_mut(len..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest)? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    Ok(head == *b"070701" || head == *b"070702")
+}
+
+/// Adds the content of the tar archive `path`, which may be packed. Names that share a file become links to the first.
+pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate::run::Error> {
+    let file = File::open(path).map_err(failed(path))?;
+    let reader = compressed::reader(io::BufReader::new(file)).map_err(failed(path))?;
+    let mut tar = tar::Archive::new(reader);
+    for entry in tar.entries().map_err(failed(path))? {
+        let mut entry = entry.map_err(failed(path))?;
+        let name = entry.path().map_err(failed(path))?.to_string_lossy().into_owned();
+        let name = name.trim_start_matches("./").trim_matches('/').to_string();
+        if name.is_empty() || name == "." {
+            continue;
+        }
+        let header = entry.header().clone();
+        let mode = header.mode().map_err(failed(path))? & 0o7777;
+        let link = entry.link_name().map_err(failed(path))?.map(|link| link.to_string_lossy().into_owned());
+        let number = |field: io::Result<Option<u32>>| field.ok().flatten().unwrap_or_default();
+        let (major, minor) = (number(header.device_major()), number(header.device_minor()));
+        match header.entry_type() {
+            tar::EntryType::Directory => archive.directory(&name, mode)?,
+            tar::EntryType::Symlink => archive.symlink(&name, &link.unwrap_or_default())?,
+            tar::EntryType::Link => {
+                let target = link.unwrap_or_default();
+                archive.symlink(&name, &format!("/{}", target.trim_start_matches("./").trim_start_matches('/')))?;
+            }
+            tar::EntryType::Char => archive.node(&name, mode, Device::Character(major, minor))?,
+            tar::EntryType::Block => archive.node(&name, mode, Device::Block(major, minor))?,
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let size = entry.size();
+                archive.file_from(&name, mode, size, &mut entry)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
