@@ -320,6 +320,7 @@ fn exec(spec: &RunSpec) -> Result<Option<Exec>, Error> {
     Ok(Some(Exec {
         env: environment(&spec.env, &spec.env_file)?,
         cwd: spec.workdir.clone().or_else(here),
+        cwd_or_root: spec.workdir.is_none(),
         user: spec.user.clone(),
         ..Exec::new(&spec.command)
     }))

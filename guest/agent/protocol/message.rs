@@ -129,6 +129,8 @@ pub struct Exec {
     pub clear_env: bool,
     /// Working directory; none: `/`.
     pub cwd: Option<PathBuf>,
+    /// Where there is no such working directory, or not for this user, `/` will do.
+    pub cwd_or_root: bool,
     /// Who runs it: name or number, and perhaps `:` and a group; none: root.
     pub user: Option<String>,
     /// A terminal of this size instead of pipes.
@@ -145,7 +147,16 @@ impl Exec {
 
     /// The same for any task.
     pub fn task(task: Task) -> Self {
-        Self { task, env: Vec::new(), clear_env: false, cwd: None, user: None, terminal: None, stdin: false }
+        Self {
+            task,
+            env: Vec::new(),
+            clear_env: false,
+            cwd: None,
+            cwd_or_root: false,
+            user: None,
+            terminal: None,
+            stdin: false,
+        }
     }
 }
 
@@ -323,6 +334,7 @@ impl Wire for Exec {
         self.env.put(to);
         self.clear_env.put(to);
         self.cwd.put(to);
+        self.cwd_or_root.put(to);
         self.user.put(to);
         self.terminal.put(to);
         self.stdin.put(to);
@@ -334,6 +346,7 @@ impl Wire for Exec {
             env: Vec::get(from)?,
             clear_env: bool::get(from)?,
             cwd: Option::get(from)?,
+            cwd_or_root: bool::get(from)?,
             user: Option::get(from)?,
             terminal: Option::get(from)?,
             stdin: bool::get(from)?,

@@ -105,7 +105,9 @@ fn prepare(exec: &Exec, user: &User, stdio: [RawFd; 3]) -> Result<(), Outcome> {
     }
     sys::become_user(user.uid, user.gid, &user.groups).map_err(failed(format!("become user {}", user.name)))?;
     let cwd = exec.cwd.as_deref().unwrap_or(Path::new("/"));
-    std::env::set_current_dir(cwd).map_err(failed(format!("use {} as working directory", cwd.display())))
+    let entered = std::env::set_current_dir(cwd);
+    let entered = if exec.cwd_or_root { entered.or_else(|_| std::env::set_current_dir("/")) } else { entered };
+    entered.map_err(failed(format!("use {} as working directory", cwd.display())))
 }
 
 fn copy(task: &Task) -> Result<(), tree::Error> {
