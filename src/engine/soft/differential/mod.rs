@@ -2,12 +2,13 @@
 //!
 //! `encoding.rs` finds all instructions, `scope.rs` says which of them are compared, `generate.rs` makes cases of them,
 //! `host.rs` and `soft.rs` execute them, `compare.rs` tells what differs. More cases, or others, or those of some
-//! instructions only:
+//! instructions only (`blocks.rs` does the same with several in a row):
 //!
 //! ```text
 //! BELLJAR_CASES=10000000 BELLJAR_SEED=7 BELLJAR_ONLY=fsave,vpgather cargo test --lib differential -- --nocapture
 //! ```
 
+mod blocks;
 mod case;
 mod compare;
 mod encoding;

@@ -70,6 +70,19 @@ impl Soft {
     pub fn run(&mut self, case: &Case) -> Outcome {
         self.load(case);
         let end = self.execute();
+        self.outcome(case, end)
+    }
+
+    /// Executes a case of several instructions as whole blocks, up to the first byte of filler.
+    pub fn run_block(&mut self, case: &Case) -> Outcome {
+        self.load(case);
+        let end = self.execute_blocks();
+        // What the next one jumps to must be filler.
+        self.ram.write(case.start.rip, &[FILLER; 15]).unwrap();
+        self.outcome(case, end)
+    }
+
+    fn outcome(&mut self, case: &Case, end: End) -> Outcome {
         let mut state = case.start.clone();
         let cpu = &mut self.cpu;
         state.vector = cpu.vector.area;
@@ -107,6 +120,23 @@ impl Soft {
         if self.count.is_multiple_of(4) {
             cpu.tlb.flush();
         }
+    }
+
+    fn execute_blocks(&mut self) -> End {
+        for _ in 0..STEPS {
+            let cpu = &mut self.cpu;
+            if cpu.load::<u8>(cpu.rip) == Ok(FILLER) {
+                return End::Done;
+            }
+            let attention = cpu.shared.attention(0).clone();
+            if cpu.run_carefully(&attention, false) == Err(Break::Fault) {
+                // INT3, for which there is no handler, or another exception.
+                let (at, fault) = (cpu.rip, cpu.fault);
+                let filler = cpu.load::<u8>(at) == Ok(FILLER);
+                return if filler { End::Done } else { End::Fault { vector: fault.vector, error: 0, address: 0 } };
+            }
+        }
+        End::Lost("it does not end")
     }
 
     fn execute(&mut self) -> End {
