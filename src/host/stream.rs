@@ -210,6 +210,12 @@ impl Stream {
         bytes.len()
     }
 
+    /// Whether a byte written now is kept for the reader, not lost. The listeners hear of it when that changes.
+    pub fn has_room(&self) -> bool {
+        let output = self.0.output();
+        output.sink.is_some() && !output.broken && output.pending.len() < OUTPUT_CAPACITY
+    }
+
     /// Whether what its device sees depends on the guest alone: all input is there from the beginning, and nobody is ever
     /// told of anything.
     pub fn in_step(&self) -> bool {
