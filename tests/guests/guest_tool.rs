@@ -5,6 +5,9 @@
 //!     guest-tool zero|punch DEVICE FROM LEN   bytes of a block device: makes them zeros, or gives them back
 //!     guest-tool connect CID PORT             stdin to a vsock connection, then what comes back to stdout
 //!     guest-tool echo PORT                    takes one vsock connection and sends back what comes
+//!     guest-tool posix DIR                    what programs rely on in a file system, see posix.rs
+
+mod posix;
 
 use std::ffi::{c_int, c_long, c_ulong};
 use std::fs::{File, OpenOptions};
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         [how @ ("zero" | "punch"), device, from, len] => zero(how, device, number(from), number(len)),
         ["connect", cid, port] => send_and_receive(number(cid) as u32, number(port) as u32),
         ["echo", port] => echo(number(port) as u32),
+        ["posix", dir] => posix::posix(dir),
         _ => Err(io::Error::other("unknown command")),
     };
     match done {
