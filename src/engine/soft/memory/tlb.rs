@@ -1,7 +1,7 @@
 //! Cached translations. A hit is one comparison: an entry's tag holds the page, and in the twelve bits below it the
 //! generation in which it was made, so that a flush is an increment.
 
-// UNSAFETY: indexes the table with numbers that the mask keeps within it.
+// UNSAFETY: follows a pointer to the set of entries in force, with numbers that the mask keeps within it.
 #![expect(unsafe_code)]
 
 use crate::engine::soft::width::Width;
@@ -44,12 +44,13 @@ pub(in crate::engine::soft) struct CodeEntry {
 /// All cached translations of one CPU.
 #[derive(Debug)]
 pub(in crate::engine::soft) struct Tlb {
-    entries: Box<[Entry]>,
+    entries: Vec<Entry>,
     code: Box<[CodeEntry]>,
     generation: u64,
     /// First entry of the set in force.
-    set: usize,
+    set: *const Entry,
     user: bool,
+    smap: bool,
     /// Counts flushes; whoever caches what depends on translations compares it.
     pub(in crate::engine::soft) epoch: u64,
     /// Entries made since the last flush that are not of global pages: data entries, and code entries after them.
@@ -60,12 +61,14 @@ pub(in crate::engine::soft) struct Tlb {
 
 impl Default for Tlb {
     fn default() -> Self {
+        let mut entries = vec![Entry::default(); ENTRIES * SETS];
         Self {
-            entries: vec![Entry::default(); ENTRIES * SETS].into_boxed_slice(),
+            set: entries.as_mut_ptr().cast_const(),
+            entries,
             code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
             generation: 1,
-            set: 0,
-            user: false,
+            user: true,
+            smap: false,
             epoch: 0,
             local: Vec::with_capacity(LOCAL),
             large: None,
@@ -76,10 +79,14 @@ impl Default for Tlb {
 impl Tlb {
     #[inline(always)]
     fn entry(&self, at: u64) -> &Entry {
-        let index = self.set + (at >> 12) as usize % ENTRIES;
-        debug_assert!(index < self.entries.len());
-        // SAFETY: `set` is one of the multiples of ENTRIES below the length that `choose` sets; the rest is below ENTRIES.
-        unsafe { self.entries.get_unchecked(index) }
+        // SAFETY: `choose` has `set` point to one of the sets, which are not moved; the rest is below ENTRIES.
+        unsafe { &*self.set.add((at >> 12) as usize % ENTRIES) }
+    }
+
+    /// Number of the entry for linear `at` in the set in force.
+    fn index(&self, at: u64) -> usize {
+        let sets = if self.user { 0 } else { 1 + usize::from(self.smap) };
+        sets * ENTRIES + (at >> 12) as usize % ENTRIES
     }
 
     /// Host address of `T` at linear `at` if it may be read there; none where the slow way must be gone. An operand that
@@ -102,7 +109,7 @@ impl Tlb {
     /// Remembers that the page of linear `at` is at `host`, for the set in force; `global` pages stay when CR3 changes.
     pub(in crate::engine::soft) fn fill(&mut self, at: u64, host: usize, writable: bool, global: bool) {
         let tag = at & PAGE_MASK | self.generation;
-        let index = self.set + (at >> 12) as usize % ENTRIES;
+        let index = self.index(at);
         if !global && self.local.len() < LOCAL {
             self.local.push(index as u32);
         }
@@ -138,13 +145,11 @@ impl Tlb {
 
     /// Uses the translations of a privilege.
     pub(in crate::engine::soft) fn choose(&mut self, user: bool, smap: bool) {
-        self.user = user;
-        self.set = ENTRIES
-            * match (user, smap) {
-                (true, _) => 0,
-                (false, false) => 1,
-                (false, true) => 2,
-            };
+        (self.user, self.smap) = (user, smap);
+        let first = self.index(0);
+        debug_assert!(first + ENTRIES <= self.entries.len());
+        // SAFETY: within the entries: `index` is below SETS times ENTRIES.
+        self.set = unsafe { self.entries.as_mut_ptr().add(first) };
     }
 
     /// Forgets all but global pages (MOV CR3 with CR4.PGE).
