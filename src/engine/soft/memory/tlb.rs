@@ -1,7 +1,7 @@
 //! Cached translations. A hit is one comparison: an entry's tag holds the page, and in the twelve bits below it the
 //! generation in which it was made, so that a flush is an increment.
 
-// UNSAFETY: indexes the table with numbers that the mask keeps within it.
+// UNSAFETY: follows a pointer to the set of entries in force, with numbers that the mask keeps within it.
 #![expect(unsafe_code)]
 
 use crate::engine::soft::width::Width;
@@ -22,7 +22,7 @@ const GENERATIONS: u64 = 0xfff;
 
 /// A translation of one 4 KiB page to RAM.
 #[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
+#[repr(C, align(32))]
 struct Entry {
     /// Page and generation if reads may go straight to RAM.
     read: u64,
@@ -46,11 +46,13 @@ pub(in crate::engine::soft) struct CodeEntry {
 /// All cached translations of one CPU.
 #[derive(Debug)]
 pub(in crate::engine::soft) struct Tlb {
-    entries: Box<[Entry]>,
+    entries: Vec<Entry>,
     code: Box<[CodeEntry]>,
     generation: u64,
     /// First entry of the set in force.
-    set: usize,
+    set: *const Entry,
+    /// Its number.
+    first: usize,
     user: bool,
     /// Counts flushes; whoever caches what depends on translations compares it.
     pub(in crate::engine::soft) epoch: u64,
@@ -62,12 +64,14 @@ pub(in crate::engine::soft) struct Tlb {
 
 impl Default for Tlb {
     fn default() -> Self {
+        let mut entries = vec![Entry::default(); ENTRIES * SETS];
         Self {
-            entries: vec![Entry::default(); ENTRIES * SETS].into_boxed_slice(),
+            set: entries.as_mut_ptr().cast_const(),
+            entries,
             code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
             generation: 1,
-            set: 0,
-            user: false,
+            first: 0,
+            user: true,
             epoch: 0,
             local: Vec::with_capacity(LOCAL),
             large: None,
@@ -78,26 +82,41 @@ impl Default for Tlb {
 impl Tlb {
     #[inline(always)]
     fn entry(&self, at: u64) -> &Entry {
-        let index = self.set + (at >> 12) as usize % ENTRIES;
-        debug_assert!(index < self.entries.len());
-        // SAFETY: `set` is one of the multiples of ENTRIES below the length that `choose` sets; the rest is below ENTRIES.
-        unsafe { self.entries.get_unchecked(index) }
+        // SAFETY: `choose` has `set` point to one of the sets, which are not moved; the rest is below ENTRIES.
+        unsafe { &*self.set.add((at >> 12) as usize % ENTRIES) }
+    }
+
+    /// Number of the entry for linear `at` in the set in force.
+    fn index(&self, at: u64) -> usize {
+        self.first + (at >> 12) as usize % ENTRIES
     }
 
     /// Host address of `T` at linear `at` if it may be read there; none where the slow way must be gone. An operand that
     /// crosses into the next page never matches, since that page belongs to the next entry.
     #[inline(always)]
     pub(in crate::engine::soft) fn read<T: Width>(&self, at: u64) -> Option<u64> {
+        self.read_bytes(at, T::BYTES)
+    }
+
+    /// The same for `bytes` bytes.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn read_bytes(&self, at: u64, bytes: u64) -> Option<u64> {
         let entry = self.entry(at);
-        let last = at.wrapping_add(T::BYTES - 1);
+        let last = at.wrapping_add(bytes - 1);
         (entry.read == last & PAGE_MASK | self.generation).then(|| at.wrapping_add(entry.addend))
     }
 
     /// The same for writes (and reads: what can be written can be read).
     #[inline(always)]
     pub(in crate::engine::soft) fn write<T: Width>(&self, at: u64) -> Option<u64> {
+        self.write_bytes(at, T::BYTES)
+    }
+
+    /// The same for `bytes` bytes.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn write_bytes(&self, at: u64, bytes: u64) -> Option<u64> {
         let entry = self.entry(at);
-        let last = at.wrapping_add(T::BYTES - 1);
+        let last = at.wrapping_add(bytes - 1);
         (entry.write == last & PAGE_MASK | self.generation).then(|| at.wrapping_add(entry.addend))
     }
 
@@ -107,7 +126,7 @@ impl Tlb {
         if self.checks_alignment() {
             return;
         }
-        let index = self.set + (at >> 12) as usize % ENTRIES;
+        let index = self.index(at);
         if !global && self.local.len() < LOCAL {
             self.local.push(index as u32);
         }
@@ -144,18 +163,21 @@ impl Tlb {
     /// Uses the translations of a privilege; `aligned`: of one whose accesses must be aligned.
     pub(in crate::engine::soft) fn choose(&mut self, user: bool, smap: bool, aligned: bool) {
         self.user = user;
-        self.set = match (user, smap) {
+        self.first = match (user, smap) {
             (true, _) if aligned => ALIGNED,
             (true, _) => 0,
             (false, false) => ENTRIES,
             (false, true) => 2 * ENTRIES,
         };
+        debug_assert!(self.first + ENTRIES <= self.entries.len());
+        // SAFETY: within the entries: `first` is that of one of the SETS.
+        self.set = unsafe { self.entries.as_mut_ptr().add(self.first) };
     }
 
     /// Accesses must be aligned.
     #[inline(always)]
     pub(in crate::engine::soft) fn checks_alignment(&self) -> bool {
-        self.set == ALIGNED
+        self.first == ALIGNED
     }
 
     /// Forgets all but global pages (MOV CR3 with CR4.PGE).

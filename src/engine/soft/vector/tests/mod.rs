@@ -1,5 +1,6 @@
 //! The host's CPU is the judge: see `oracle.rs`.
 
+mod blocks;
 mod encodings;
 mod exceptions;
 mod memory;
@@ -40,7 +41,9 @@ fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Step {
     let block = single(&code, &target);
     assert_eq!(usize::from(block.ops[0].len), bytes.len(), "{bytes:02x?}");
     cpu.regs.set_block_ip(testing::CODE);
-    (block.ops[0].run)(cpu, &block.ops[0])
+    let step = (block.ops[0].run)(cpu, &block.ops[0]);
+    cpu.vector.settle();
+    step
 }
 
 /// Executes one instruction that faults.
