@@ -53,7 +53,7 @@ fn instruction(random: &mut Random) -> Vec<u8> {
         12 => vec![0x0f, 0x90 | random.below(16) as u8, 0xc0 | random.below(4) as u8], // SETcc
         13 => [wide, &[0x0f, 0x40 | random.below(16) as u8, registers(random)]].concat(), // CMOVcc
         14 => vec![random.pick(&[0xf5, 0xf8, 0xf9, 0x9e])],                            // CMC, CLC, STC, SAHF
-        _ => [wide, &[0x83, 0xc0 | random.below(8) as u8 * 8 | register, random.u64() as u8]].concat(),
+        _ => [wide, &[0x83, 0xc0 | (random.below(8) as u8 * 8) | register, random.u64() as u8]].concat(),
     }
 }
 
