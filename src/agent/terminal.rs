@@ -36,7 +36,7 @@ impl Attached {
                     return;
                 }
                 // Empty it; how often it was written does not matter.
-                let _ = resized.read();
+                let _ = rustix::io::read(resized, &mut [0; 8]);
                 if let Some(size) = Self::size()
                     && process.resize(size).is_err()
                 {
