@@ -196,6 +196,13 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
         (Some(3), &b"input\nb /proc\n"[..], &b"no\n"[..])
     );
     runs(verb(&["exec", "goes-on", "no-such-command"])).code(127);
+    std::fs::create_dir(registry.path().join("tree")).unwrap();
+    std::fs::write(registry.path().join("tree/file"), "copied").unwrap();
+    let here = |name: &str| registry.path().join(name).display().to_string();
+    runs(verb(&["cp", &here("tree"), "goes-on:/tmp"])).code(0).is_silent();
+    runs(verb(&["cp", "goes-on:/tmp/tree/file", &here("back")])).code(0).is_silent();
+    assert_eq!(std::fs::read_to_string(registry.path().join("back")).unwrap(), "copied");
+    runs(verb(&["cp", "goes-on:/no/such", &here("back")])).code(125).says("/no/such");
     let logs = runs(verb(&["logs", "goes-on"]));
     assert!(logs.console.contains("out\n") && logs.console.contains("err\n"), "{logs}");
     let taken = runner.run(&["true"]);

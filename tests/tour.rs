@@ -63,11 +63,13 @@ fn is_run(line: &str) -> bool {
 struct Place {
     dir: tempfile::TempDir,
     engine: &'static str,
+    /// With its modules.
+    kernel: PathBuf,
 }
 
 impl Place {
     fn new(engine: &'static str, kernel: &Path, initramfs: &[PathBuf]) -> Self {
-        let place = Self { dir: common::scratch(), engine };
+        let place = Self { dir: common::scratch(), engine, kernel: kernel.into() };
         for name in ["bin", "scripts"] {
             fs::create_dir(place.dir.path().join(name)).unwrap();
         }
@@ -79,8 +81,9 @@ impl Place {
         place.program("bin/sudo", &format!("[ \"$1\" = ip ] || exec \"$@\"\nshift; exec {} \"$@\"", ip.display()));
         // Somebody sits at the keyboard of each guest whose input does not come from elsewhere; and waits for no guest
         // for ever. Pages do not say which engine; this test run does.
-        let typing = "if [ \"$(readlink /proc/self/fd/0)\" = \"$KEYBOARD\" ]; then exec <\"$KEYBOARD\"; fi\n\
-                      case \"$*\" in doctor* | kernel\\ * | *--timeout* | *--dry-run*) ;; *) set -- \"$@\" --timeout 100 ;; esac\n\
+        let typing = "case $1 in run) shift; set -- run --engine \"$ENGINE\" --kernel \"$KERNEL_ASSET\" \"$@\" ;; esac\n\
+                      if [ \"$(readlink /proc/self/fd/0)\" = \"$KEYBOARD\" ]; then exec <\"$KEYBOARD\"; fi\n\
+                      case \"$*\" in [!b]* | *--timeout* | *--dry-run*) ;; *) set -- \"$@\" --timeout 100 ;; esac\n\
                       case \"$*\" in *--engine*) ;; boot\\ *) set -- \"$@\" --engine \"$ENGINE\" ;; esac\n\
                       exec \"$BELLJAR_REAL\" \"$@\"";
         place.program("bin/belljar", typing);
@@ -116,6 +119,7 @@ impl Place {
             .envs([("KERNEL", self.dir.path()), ("INITRAMFS", &self.dir.path().join("initrd"))])
             .env("XDG_DATA_HOME", self.dir.path().join("data"))
             .env("KEYBOARD", &keyboard)
+            .env("KERNEL_ASSET", &self.kernel)
             .env("BELLJAR_REAL", common::belljar())
             .env("ENGINE", self.engine)
             .env("USER", "root")
@@ -281,4 +285,9 @@ fn engines() {
 #[test]
 fn deterministic() {
     tour("deterministic.md", include_str!("../docs/deterministic.md"));
+}
+
+#[test]
+fn run() {
+    tour("run.md", include_str!("../docs/run.md"));
 }

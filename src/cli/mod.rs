@@ -2,6 +2,7 @@
 
 mod boot;
 mod command_flags;
+mod cp;
 mod device_flags;
 mod doctor;
 mod exec;
@@ -98,6 +99,7 @@ pub fn command() -> Command {
         .max_term_width(100)
         .subcommand(run::command())
         .subcommand(exec::command())
+        .subcommand(cp::command())
         .subcommand(machines::ps_command())
         .subcommand(machines::stop_command())
         .subcommand(machines::logs_command())
@@ -125,6 +127,7 @@ pub fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
         Some(("exec", matches)) => exec::run(matches),
+        Some(("cp", matches)) => cp::run(matches),
         Some(("ps", matches)) => machines::ps(matches),
         Some(("stop", matches)) => machines::stop(matches),
         Some(("logs", matches)) => machines::logs(matches),

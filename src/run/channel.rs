@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | vsock | `--vsock` | the agent, to a port of the host |
 //! | named port | `--port` | this process, before the guest has opened it |
+//! | second serial port | `--uart` | the same; slow, but every kernel for PCs has its driver |
 
 use std::io;
 use std::os::fd::AsFd;
@@ -35,6 +36,8 @@ pub(super) enum Channel {
     Vsock { device: PathBuf, listener: UnixListener },
     /// The socket of the device.
     Port(PathBuf),
+    /// The same.
+    Uart(PathBuf),
 }
 
 /// What the kernel needs for a channel.
@@ -42,14 +45,15 @@ pub(super) enum Channel {
 pub(super) enum Kind {
     Vsock,
     Port,
+    Uart,
 }
 
 impl Kind {
     /// The best that `kernel` has for a machine of this specification; none if it has none.
     pub(super) fn choose(kernel: &Kernel, machine: &MachineSpec) -> Option<Self> {
-        // A machine has one such device, and this one is the user's.
-        let vsock_is_free = machine.device_options("vsock").next().is_none();
-        let kinds = [Self::Vsock, Self::Port].into_iter().filter(|kind| vsock_is_free || *kind != Self::Vsock);
+        // A machine has one such device, and the one that is there is the user's.
+        let is_free = |kind: &Self| *kind == Self::Port || machine.device_options(kind.device()).next().is_none();
+        let kinds = [Self::Vsock, Self::Port, Self::Uart].into_iter().filter(is_free);
         let kinds: Vec<_> = kinds.map(|kind| (kind, kernel.support(kind.feature()))).collect();
         let known = kinds.iter().find(|(_, support)| matches!(support, Support::BuiltIn | Support::Modules(_)));
         known.or_else(|| kinds.iter().find(|(_, support)| *support == Support::Unknown)).map(|(kind, _)| *kind)
@@ -59,6 +63,15 @@ impl Kind {
         match self {
             Self::Vsock => Feature::Vsock,
             Self::Port => Feature::VirtioConsole,
+            Self::Uart => Feature::Serial,
+        }
+    }
+
+    fn device(self) -> &'static str {
+        match self {
+            Self::Vsock => "vsock",
+            Self::Port => "port",
+            Self::Uart => "uart",
         }
     }
 }
@@ -72,6 +85,7 @@ impl Channel {
                 Self::Vsock { device: home.file("vsock"), listener }
             }
             Kind::Port => Self::Port(home.file("port")),
+            Kind::Uart => Self::Uart(home.file("port")),
         })
     }
 
@@ -82,6 +96,7 @@ impl Channel {
         match self {
             Self::Vsock { device, .. } => add(machine, "vsock", &format!("socket={}", text(device))),
             Self::Port(device) => add(machine, "port", &format!("name={NAME},to=socket={}", text(device))),
+            Self::Uart(device) => add(machine, "uart", &format!("to=socket={}", text(device))),
         }
     }
 
@@ -90,13 +105,14 @@ impl Channel {
         match self {
             Self::Vsock { .. } => agent::Channel::Vsock { port: PORT },
             Self::Port(_) => agent::Channel::Port { name: NAME.into() },
+            Self::Uart(_) => agent::Channel::Uart { device: "/dev/ttyS1".into() },
         }
     }
 
     /// The connection; none if the machine ended before there was one. Waits for the agent.
     pub(super) fn connect(self, control: &Control) -> io::Result<Option<UnixStream>> {
         let listener = match self {
-            Self::Port(path) => return UnixStream::connect(path).map(Some),
+            Self::Port(path) | Self::Uart(path) => return UnixStream::connect(path).map(Some),
             Self::Vsock { listener, .. } => listener,
         };
         let time = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };

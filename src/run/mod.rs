@@ -17,12 +17,13 @@
 //! | `channel`, `session` | reaching the agent; the command's life |
 //! | `course`, `guest` | the machine from its start to its end |
 //! | `verdict`, `report` | what came of it |
-//! | `registry`, `control`, `server`, `client` | running machines, and reaching them from other processes |
+//! | `registry`, `control`, `server`, `client`, `copy` | running machines, and reaching them from other processes |
 
 mod assemble;
 mod channel;
 mod client;
 mod control;
+mod copy;
 mod course;
 mod disk_root;
 mod guest;
@@ -76,7 +77,7 @@ pub enum Error {
     #[error("Kernel {kernel}: {what}")]
     Lacks { kernel: String, what: String },
     #[error(
-        "Kernel {0}: it has neither virtio sockets (CONFIG_VIRTIO_VSOCKETS) nor virtio consoles (CONFIG_VIRTIO_CONSOLE), one of which the guest's agent needs"
+        "Kernel {0}: it has neither virtio sockets (CONFIG_VIRTIO_VSOCKETS) nor virtio consoles (CONFIG_VIRTIO_CONSOLE) nor serial ports (CONFIG_SERIAL_8250_CONSOLE), one of which the guest's agent needs"
     )]
     NoChannel(String),
     #[error("{lack}; {} is no directory to be packed into the guest's memory instead (at most {limit}, read-only or with changes thrown away): give a kernel that has it, or --disk-root", .path.display())]

@@ -18,7 +18,12 @@ pub struct Runner {
 impl Runner {
     /// With a kernel asset, such as `6.12-cloud`, as its package has it; none where there is nothing to run it on.
     pub fn new(kernel: &str) -> Option<Self> {
-        let (engine, kernel) = (engine()?, asset(&format!("kernel-{kernel}"))?);
+        Self::with_kernel(&format!("kernel-{kernel}"))
+    }
+
+    /// The same with any asset that has a kernel.
+    pub fn with_kernel(name: &str) -> Option<Self> {
+        let (engine, kernel) = (engine()?, asset(name)?);
         let runner = Self { engine, flags: Vec::new(), limit: 110, variables: Vec::new() };
         Some(runner.with(&["--engine", engine]).arg("--kernel", kernel))
     }
