@@ -117,6 +117,8 @@ pub(super) struct Cpu {
     pub(super) flags: Flags,
     /// Bases by [`Seg`] number as addresses are made: zero where no base counts.
     pub(super) seg_base: [u64; 8],
+    /// The operation under way. Whoever executes an operation sets it, so that it is known which one stopped.
+    pub(super) op: *const Op,
     /// The block under way ends here; a write to its code ends it at once.
     pub(super) end: *const Op,
     /// Address of the next instruction, whenever no block is under way, and after [`Break::Jump`].
@@ -146,7 +148,7 @@ pub(super) struct Cpu {
     /// What CPUID answers.
     pub(super) cpuid: Cpuid,
     /// x87, MMX, SSE and AVX state.
-    pub(super) vector: Box<VectorState>,
+    pub(super) vector: VectorState,
     /// Decoded code.
     pub(super) code: CodeCache,
     /// What all vCPUs of the VM share.
@@ -173,7 +175,7 @@ pub(super) struct Cpu {
     pub(super) careful: bool,
 }
 
-// SAFETY: `end` points into a block that the CPU itself owns.
+// SAFETY: `op` and `end` point into a block that the CPU itself owns.
 unsafe impl Send for Cpu {}
 
 impl Cpu {
@@ -185,6 +187,7 @@ impl Cpu {
             regs: RegisterFile::default(),
             flags: Flags::default(),
             seg_base: [0; 8],
+            op: std::ptr::null(),
             end: std::ptr::null(),
             rip: 0,
             tlb: Tlb::default(),
@@ -199,7 +202,7 @@ impl Cpu {
             instructions: 0,
             system: System::default(),
             cpuid: Cpuid::default(),
-            vector: Box::default(),
+            vector: VectorState::default(),
             code: CodeCache::default(),
             shared,
             index,

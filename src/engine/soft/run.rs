@@ -5,6 +5,7 @@
 
 use super::attention::Attention;
 use super::code::block::Block;
+use super::code::op::Op;
 use super::cpu::Cpu;
 use super::fault::{Break, Step};
 use super::flags::rflags;
@@ -72,7 +73,7 @@ impl Cpu {
         let block = unsafe { &*block };
         let Some(op) = block.ops.first() else { return Err(Break::Leave) };
         self.regs.set_block_ip(self.rip);
-        self.end = std::ptr::null();
+        (self.op, self.end) = (op, std::ptr::null());
         let step = (op.run)(self, op);
         match step {
             Ok(()) | Err(Break::Leave) => self.rip = self.wrapped(self.next_ip(op)),
@@ -164,32 +165,48 @@ impl Cpu {
     pub(super) fn execute(&mut self, block: &Block) -> Left {
         self.regs.set_block_ip(self.rip);
         let first = block.ops.as_ptr();
+        first.expose_provenance();
         // SAFETY: one past the last operation.
         self.end = unsafe { first.add(block.ops.len()) };
-        let mut op = first;
+        self.op = first;
         loop {
-            // SAFETY: `op` is between the first operation and the last: a block has at least one, and the loop ends where
-            // `self.end` says, or earlier.
-            let current = unsafe { &*op };
-            if let Err(how) = (current.run)(self, current) {
-                // SAFETY: both point into the operations of one block.
-                self.instructions += unsafe { op.offset_from(first) } as u64;
-                return self.left_early(block, current, how);
+            // SAFETY: `self.op` is between the first operation and the last: a block has at least one, and the loop ends
+            // where `self.end` says, or earlier.
+            let current = unsafe { &*self.op };
+            let step = (current.run)(self, current);
+            // SAFETY: `self.op` is the operation that was executed last, perhaps a later one of the same block.
+            let (last, before) = unsafe { (&*self.op, self.op.offset_from(first) as u64) };
+            if let Err(how) = step {
+                self.instructions += before;
+                return self.left_early(block, last, how);
             }
             // SAFETY: at most one past the last operation.
-            op = unsafe { op.add(1) };
-            if op >= self.end {
-                // SAFETY: as above.
-                self.instructions += unsafe { op.offset_from(first) } as u64;
-                self.rip = self.wrapped(self.next_ip(current));
+            self.op = unsafe { self.op.add(1) };
+            if self.op >= self.end {
+                self.instructions += before + 1;
+                self.rip = self.wrapped(self.next_ip(last));
                 let whole = !self.end.is_null() && !block.system;
                 return if whole { Left::Fell } else { Left::Stop(Ok(())) };
             }
         }
     }
 
+    /// Goes on with the operation after `op`, if the block has one: handlers of frequent instructions end so instead of
+    /// returning to [`Cpu::execute`]. Optimised, the call is a jump; otherwise calls nest as deep as a block is long.
     #[inline(always)]
-    fn left_early(&mut self, block: &Block, op: &super::code::op::Op, how: Break) -> Left {
+    pub(super) fn next(&mut self, op: &Op) -> Step {
+        let next = std::ptr::from_ref(op).addr() + size_of::<Op>();
+        if next >= self.end.addr() {
+            return Ok(());
+        }
+        self.op = std::ptr::with_exposed_provenance(next);
+        // SAFETY: one of the operations of the block under way, which `execute` has exposed.
+        let next = unsafe { &*self.op };
+        (next.run)(self, next)
+    }
+
+    #[inline(always)]
+    fn left_early(&mut self, block: &Block, op: &Op, how: Break) -> Left {
         match how {
             Break::Jump => {
                 self.instructions += 1;

@@ -13,7 +13,7 @@ impl Cpu {
         if op.addressing == Addressing::Flat {
             Ok(self.seg_base[op.seg as usize & 7].wrapping_add(self.offset64(op)))
         } else {
-            self.address_slow(op, bytes, access)
+            self.address_slow(op, bytes, access).ok_or(Break::Fault)
         }
     }
 
@@ -39,10 +39,12 @@ impl Cpu {
         op.addressing.wrapped(self.offset64(op))
     }
 
+    /// None after a fault: unlike a `Result` it is returned in registers.
+    #[cold]
     #[inline(never)]
-    fn address_slow(&mut self, op: &Op, bytes: u64, access: Access) -> Result<u64, Break> {
+    fn address_slow(&mut self, op: &Op, bytes: u64, access: Access) -> Option<u64> {
         let offset = self.offset(op);
-        self.segmented(op.seg, offset, bytes, access)
+        self.segmented(op.seg, offset, bytes, access).ok()
     }
 
     /// Linear address of `bytes` at `offset` of a segment, which outside 64-bit mode must allow the access.

@@ -25,14 +25,14 @@ fn reg_reg<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> St
     let (a, b) = (cpu.regs.get::<T>(op.dst), cpu.regs.get::<T>(op.src));
     let result = apply::<O, T, FLAGS>(cpu, a, b);
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 fn reg_imm<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let a = cpu.regs.get::<T>(op.dst);
     let result = apply::<O, T, FLAGS>(cpu, a, T::from_u64(op.imm));
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 fn reg_mem<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -41,7 +41,7 @@ fn reg_mem<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> St
     let a = cpu.regs.get::<T>(op.dst);
     let result = apply::<O, T, FLAGS>(cpu, a, b);
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 /// Memory destination; the other operand is a register or, if `IMM`, the immediate.
@@ -50,7 +50,7 @@ fn mem<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
     let flags = cpu.flags;
     cpu.flags = cpu.modify(at, |a| O::apply(a, b, flags))?;
-    Ok(())
+    cpu.next(op)
 }
 
 fn mem_locked<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -58,27 +58,27 @@ fn mem_locked<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> S
     let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
     let flags = cpu.flags;
     cpu.flags = cpu.modify_locked(at, |a| O::apply(a, b, flags))?;
-    Ok(())
+    cpu.next(op)
 }
 
 /// CMP and TEST: only flags are kept.
 fn test_reg_reg<O: Binary, T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let (a, b) = (cpu.regs.get::<T>(op.dst), cpu.regs.get::<T>(op.src));
     cpu.flags = O::apply(a, b, cpu.flags).1;
-    Ok(())
+    cpu.next(op)
 }
 
 fn test_reg_imm<O: Binary, T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let a = cpu.regs.get::<T>(op.dst);
     cpu.flags = O::apply(a, T::from_u64(op.imm), cpu.flags).1;
-    Ok(())
+    cpu.next(op)
 }
 
 fn test_reg_mem<O: Binary, T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Read)?;
     let b = cpu.load::<T>(at)?;
     cpu.flags = O::apply(cpu.regs.get::<T>(op.dst), b, cpu.flags).1;
-    Ok(())
+    cpu.next(op)
 }
 
 fn test_mem<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -86,7 +86,7 @@ fn test_mem<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Ste
     let a = cpu.load::<T>(at)?;
     let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
     cpu.flags = O::apply(a, b, cpu.flags).1;
-    Ok(())
+    cpu.next(op)
 }
 
 fn one_reg<O: Unary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -99,7 +99,7 @@ fn one_reg<O: Unary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Ste
         O::quiet(a)
     };
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 fn one_mem<O: Unary, T: Width, const LOCKED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -107,7 +107,7 @@ fn one_mem<O: Unary, T: Width, const LOCKED: bool>(cpu: &mut Cpu, op: &Op) -> St
     let flags = cpu.flags;
     let apply = |a: T| O::apply(a, flags);
     cpu.flags = if LOCKED { cpu.modify_locked(at, apply)? } else { cpu.modify(at, apply)? };
-    Ok(())
+    cpu.next(op)
 }
 
 fn two<O: Binary>(insn: &Instruction, op: &mut Op, flags: bool) -> Option<Handler> {

@@ -21,7 +21,7 @@ fn transform<O: Transform, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
     let (result, flags) = O::apply(cpu.regs.get::<T>(op.dst), source, cpu.flags);
     cpu.flags = flags;
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 /// BSF and BSR of zero leave the destination as it is, all 64 bits of it.
@@ -32,7 +32,7 @@ fn scan<O: Transform, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step
     if source != T::default() {
         cpu.regs.set(op.dst, result);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 /// A bit of a register; `CHANGES` if it is written back (BTS, BTR, BTC).
@@ -43,7 +43,7 @@ fn bit_reg<O: Transform, T: Width, const IMM: bool, const CHANGES: bool>(cpu: &m
     if CHANGES {
         cpu.regs.set(op.dst, result);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 /// A bit of memory: an index in a register reaches beyond the operand.
@@ -65,7 +65,7 @@ fn bit_mem<O: Transform, T: Width, const IMM: bool, const CHANGES: bool>(cpu: &m
         (true, false) => cpu.modify(at, apply)?,
         (true, true) => cpu.modify_locked(at, apply)?,
     };
-    Ok(())
+    cpu.next(op)
 }
 
 /// Three operands: destination, and two sources of which the second's role is `op.extra`'s register when the first is
@@ -82,7 +82,7 @@ fn ternary<O: Ternary, T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Ste
         cpu.flags = flags;
     }
     cpu.regs.set(op.dst, result);
-    Ok(())
+    cpu.next(op)
 }
 
 /// RORX: rotates by an immediate, no flags.
@@ -91,7 +91,7 @@ fn rorx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let count = op.imm as u32 & (T::BITS - 1);
     let result = if T::BITS == 64 { value.rotate_right(count) } else { u64::from((value as u32).rotate_right(count)) };
     cpu.regs.set(op.dst, T::from_u64(result));
-    Ok(())
+    cpu.next(op)
 }
 
 /// MULX: RDX times the source, no flags; `op.dst` gets the high half, `op.extra`'s register the low one.
@@ -100,7 +100,7 @@ fn mulx<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let (low, high, _) = multiply::<T, false>(cpu.regs.get::<T>(RegAt::RDX), b, cpu.flags);
     cpu.regs.set(RegAt::gpr(op.extra & 15), low);
     cpu.regs.set(op.dst, high);
-    Ok(())
+    cpu.next(op)
 }
 
 /// ADCX and ADOX: additions whose carry is CF or OF alone.
@@ -112,7 +112,7 @@ fn add_with<T: Width, const MEM: bool, const OVERFLOW: bool>(cpu: &mut Cpu, op: 
     let (sum, flags) = Adc::apply(cpu.regs.get::<T>(op.dst), b, carry_in);
     cpu.flags.set(flag, flags.carry());
     cpu.regs.set(op.dst, sum);
-    Ok(())
+    cpu.next(op)
 }
 
 /// CRC32: `op.extra` is 1 if the destination has 64 bits, whose upper half becomes zero in any case.
@@ -120,7 +120,7 @@ fn crc<T: Width, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let data = cpu.source::<T, MEM>(op)?;
     let crc = crc32(cpu.regs.get::<u32>(op.dst), data);
     cpu.regs.set(op.dst, crc);
-    Ok(())
+    cpu.next(op)
 }
 
 /// Handlers for a register or a memory operand at each width.

@@ -109,7 +109,7 @@ pub(super) fn condition(insn: &Instruction) -> Option<u8> {
 fn cmov_reg<T: Width, const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.regs.get::<T>(if cpu.flags.holds::<C>() { op.src } else { op.dst });
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 /// The source is read even if the condition does not hold.
@@ -118,19 +118,20 @@ fn cmov_mem<T: Width, const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let source = cpu.load::<T>(at)?;
     let value = if cpu.flags.holds::<C>() { source } else { cpu.regs.get(op.dst) };
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn setcc_reg<const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = u8::from(cpu.flags.holds::<C>());
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn setcc_mem<const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, 1, Access::Write)?;
     let value = u8::from(cpu.flags.holds::<C>());
-    cpu.store(at, value)
+    cpu.store(at, value)?;
+    cpu.next(op)
 }
 
 fn conditional(insn: &Instruction, op: &mut Op, c: u8) -> Option<Handler> {

@@ -15,30 +15,32 @@ use crate::engine::soft::width::Width;
 fn mov_reg_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.regs.get::<T>(op.src);
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn mov_reg_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.regs.set(op.dst, T::from_u64(op.imm));
-    Ok(())
+    cpu.next(op)
 }
 
 fn mov_reg_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Read)?;
     let value = cpu.load::<T>(at)?;
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn mov_mem_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Write)?;
     let value = cpu.regs.get::<T>(op.src);
-    cpu.store(at, value)
+    cpu.store(at, value)?;
+    cpu.next(op)
 }
 
 fn mov_mem_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Write)?;
-    cpu.store(at, T::from_u64(op.imm))
+    cpu.store(at, T::from_u64(op.imm))?;
+    cpu.next(op)
 }
 
 /// MOV between the accumulator and an offset of 64 bits, which is in `op.imm`.
@@ -46,39 +48,40 @@ fn load_moffs<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.seg_base[op.seg as usize & 7].wrapping_add(op.imm);
     let value = cpu.load::<T>(at)?;
     cpu.regs.set(RegAt::RAX, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn store_moffs<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.seg_base[op.seg as usize & 7].wrapping_add(op.imm);
     let value = cpu.regs.get::<T>(RegAt::RAX);
-    cpu.store(at, value)
+    cpu.store(at, value)?;
+    cpu.next(op)
 }
 
 fn extend_reg<F: Width, T: Width, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.regs.get::<F>(op.src);
     cpu.regs.set(op.dst, T::from_u64(if SIGNED { value.to_i64() as u64 } else { value.to_u64() }));
-    Ok(())
+    cpu.next(op)
 }
 
 fn extend_mem<F: Width, T: Width, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, F::BYTES, Access::Read)?;
     let value = cpu.load::<F>(at)?;
     cpu.regs.set(op.dst, T::from_u64(if SIGNED { value.to_i64() as u64 } else { value.to_u64() }));
-    Ok(())
+    cpu.next(op)
 }
 
 fn lea<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let offset = cpu.offset(op);
     cpu.regs.set(op.dst, T::from_u64(offset));
-    Ok(())
+    cpu.next(op)
 }
 
 fn xchg_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let (a, b) = (cpu.regs.get::<T>(op.dst), cpu.regs.get::<T>(op.src));
     cpu.regs.set(op.dst, b);
     cpu.regs.set(op.src, a);
-    Ok(())
+    cpu.next(op)
 }
 
 /// Always locked (SDM volume 2, XCHG).
@@ -87,7 +90,7 @@ fn xchg_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let new = cpu.regs.get::<T>(op.src);
     let old = cpu.modify_locked(at, |old: T| (new, old))?;
     cpu.regs.set(op.src, old);
-    Ok(())
+    cpu.next(op)
 }
 
 fn xadd_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -96,7 +99,7 @@ fn xadd_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.regs.set(op.src, a);
     cpu.regs.set(op.dst, sum);
     cpu.flags = flags;
-    Ok(())
+    cpu.next(op)
 }
 
 fn xadd_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -109,7 +112,7 @@ fn xadd_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let (old, flags) = if op.extra != 0 { cpu.modify_locked(at, add)? } else { cpu.modify(at, add)? };
     cpu.flags = flags;
     cpu.regs.set(op.src, old);
-    Ok(())
+    cpu.next(op)
 }
 
 fn cmpxchg_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -121,7 +124,7 @@ fn cmpxchg_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     } else {
         cpu.regs.set(RegAt::RAX, old);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn cmpxchg_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -133,7 +136,7 @@ fn cmpxchg_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     if old != accumulator {
         cpu.regs.set(RegAt::RAX, old);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Step {
@@ -147,7 +150,7 @@ fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Step {
         cpu.regs.set(RegAt::RAX, old as u32);
         cpu.regs.set(RegAt::RDX, (old >> 32) as u32);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Step {
@@ -163,7 +166,7 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Step {
         cpu.regs.set64(RegAt::RAX, old.0);
         cpu.regs.set64(RegAt::RDX, old.1);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn bswap<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -171,7 +174,7 @@ fn bswap<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     // At 16 bits undefined; processors clear the register (the host is asked, see the differential test).
     let swapped = if T::BYTES == 2 { 0 } else { value.swap_bytes() >> (64 - T::BITS) };
     cpu.regs.set(op.dst, T::from_u64(swapped));
-    Ok(())
+    cpu.next(op)
 }
 
 fn swapped<T: Width>(value: T) -> T {
@@ -182,13 +185,14 @@ fn movbe_load<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Read)?;
     let value = cpu.load::<T>(at)?;
     cpu.regs.set(op.dst, swapped(value));
-    Ok(())
+    cpu.next(op)
 }
 
 fn movbe_store<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Write)?;
     let value = swapped(cpu.regs.get::<T>(op.src));
-    cpu.store(at, value)
+    cpu.store(at, value)?;
+    cpu.next(op)
 }
 
 fn xlat(cpu: &mut Cpu, op: &Op) -> Step {
@@ -196,7 +200,7 @@ fn xlat(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.segmented(op.seg, offset & address_mask(op), 1, Access::Read)?;
     let value = cpu.load::<u8>(at)?;
     cpu.regs.set(RegAt::RAX, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn address_mask(op: &Op) -> u64 {

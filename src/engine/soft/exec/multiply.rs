@@ -17,7 +17,7 @@ fn mul<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
     cpu.flags = flags;
     cpu.regs.set(RegAt::RAX, low);
     cpu.regs.set(if T::BYTES == 1 { RegAt::AH } else { RegAt::RDX }, high);
-    Ok(())
+    cpu.next(op)
 }
 
 fn div<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -30,7 +30,7 @@ fn div<T: Width, const SIGNED: bool, const MEM: bool>(cpu: &mut Cpu, op: &Op) ->
     cpu.flags = divide_flags(cpu.flags);
     cpu.regs.set(RegAt::RAX, quotient);
     cpu.regs.set(upper, remainder);
-    Ok(())
+    cpu.next(op)
 }
 
 /// Two operands: the destination is a factor. Three: the factors are the source and `op.imm`.
@@ -40,7 +40,7 @@ fn imul<T: Width, const MEM: bool, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> S
     let (product, flags) = Imul::apply(b, a, cpu.flags);
     cpu.flags = flags;
     cpu.regs.set(op.dst, product);
-    Ok(())
+    cpu.next(op)
 }
 
 fn of_accumulator<const DIVIDES: bool, const SIGNED: bool>(insn: &Instruction, op: &mut Op) -> Option<Handler> {

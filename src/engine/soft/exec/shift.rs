@@ -30,7 +30,7 @@ fn shift_reg<O: Shift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Step
         // A 32-bit destination loses its upper half all the same.
         cpu.regs.set(op.dst, value);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn shift_mem<O: Shift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -38,7 +38,7 @@ fn shift_mem<O: Shift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Step
     let (count, flags) = (count::<T, CL>(cpu, op), cpu.flags);
     let shift = |value: T| if count == 0 { (value, flags) } else { O::apply(value, count, flags) };
     cpu.flags = cpu.modify(at, shift)?;
-    Ok(())
+    cpu.next(op)
 }
 
 fn double_reg<O: DoubleShift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -50,7 +50,7 @@ fn double_reg<O: DoubleShift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) 
     } else {
         cpu.regs.set(op.dst, value);
     }
-    Ok(())
+    cpu.next(op)
 }
 
 fn double_mem<O: DoubleShift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -58,7 +58,7 @@ fn double_mem<O: DoubleShift, T: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) 
     let (count, flags, source) = (count::<T, CL>(cpu, op), cpu.flags, cpu.regs.get::<T>(op.src));
     let shift = |value: T| if count == 0 { (value, flags) } else { O::apply(value, source, count, flags) };
     cpu.flags = cpu.modify(at, shift)?;
-    Ok(())
+    cpu.next(op)
 }
 
 fn single<O: Shift>(insn: &Instruction, op: &mut Op) -> Option<Handler> {

@@ -75,30 +75,34 @@ impl Cpu {
 
 fn push_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.regs.get::<T>(op.src);
-    cpu.push(value)
+    cpu.push(value)?;
+    cpu.next(op)
 }
 
 fn push_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    cpu.push(T::from_u64(op.imm))
+    cpu.push(T::from_u64(op.imm))?;
+    cpu.next(op)
 }
 
 fn push_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Read)?;
     let value = cpu.load::<T>(at)?;
-    cpu.push(value)
+    cpu.push(value)?;
+    cpu.next(op)
 }
 
 /// PUSH of a segment register, whose number is in `op.extra`.
 fn push_seg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let selector = cpu.system.segments.get(usize::from(op.extra)).map_or(0, |segment| segment.selector);
-    cpu.push(T::from_u64(selector.into()))
+    cpu.push(T::from_u64(selector.into()))?;
+    cpu.next(op)
 }
 
 fn pop_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.peek::<T>(0)?;
     cpu.add_rsp(T::BYTES);
     cpu.regs.set(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 /// An address that uses RSP is made with the value after the pop (SDM volume 2, POP).

@@ -42,7 +42,7 @@ impl Cpu {
         match self.tlb.read::<T>(at) {
             // SAFETY: the translation leads to `T::BYTES` bytes of one page of RAM, which `Shared` keeps mapped.
             Some(host) => Ok(unsafe { host::load(host) }),
-            None => self.load_slow(at, T::BYTES).map(T::from_u64),
+            None => self.load_slow(at, T::BYTES).map(T::from_u64).ok_or(Break::Fault),
         }
     }
 
@@ -72,7 +72,7 @@ impl Cpu {
             }
             None => {
                 self.prepare_write(at, T::BYTES)?;
-                let (new, result) = change(T::from_u64(self.load_slow(at, T::BYTES)?));
+                let (new, result) = change(T::from_u64(self.load_slow(at, T::BYTES).ok_or(Break::Fault)?));
                 self.store_slow(at, new.to_u64(), T::BYTES)?;
                 Ok(result)
             }
@@ -203,14 +203,15 @@ impl Cpu {
         Ok(host.map(|host| (host, PAGE - at % PAGE)))
     }
 
+    /// None after a fault, which is all that may come of an access: unlike a `Result` it is returned in registers.
     #[cold]
     #[inline(never)]
-    fn load_slow(&mut self, at: u64, len: u64) -> Result<u64, Break> {
+    fn load_slow(&mut self, at: u64, len: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         if let Some(data) = bytes.get_mut(..len as usize) {
-            self.read_bytes(at, data)?;
+            self.read_bytes(at, data).ok()?;
         }
-        Ok(u64::from_le_bytes(bytes))
+        Some(u64::from_le_bytes(bytes))
     }
 
     #[cold]

@@ -22,7 +22,7 @@ const GENERATIONS: u64 = 0xfff;
 
 /// A translation of one 4 KiB page to RAM.
 #[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
+#[repr(C, align(32))]
 struct Entry {
     /// Page and generation if reads may go straight to RAM.
     read: u64,

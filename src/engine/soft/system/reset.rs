@@ -32,7 +32,7 @@ impl Cpu {
     pub(in crate::engine::soft) fn reset(&mut self) {
         self.system.cr0 = cr0::CD | cr0::NW;
         self.system.xcr0 = 1;
-        *self.vector = VectorState::default();
+        self.vector = VectorState::default();
         self.init();
         self.system.activity = if self.index == 0 { Activity::Running } else { Activity::WaitForInit };
     }

@@ -108,7 +108,7 @@ fn registers<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let second = op.imm >> 16;
     let (low, high) = (cpu.vector.xmm(second), cpu.vector.high(second));
     operate::<O, FORM>(cpu, op, low, high);
-    Ok(())
+    cpu.next(op)
 }
 
 fn with_memory<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -119,5 +119,5 @@ fn with_memory<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     }
     let (low, high) = if FORM == 2 { cpu.load_32(at)? } else { (cpu.load_16(at)?, ZERO) };
     operate::<O, FORM>(cpu, op, low, high);
-    Ok(())
+    cpu.next(op)
 }

@@ -107,14 +107,14 @@ fn mixed(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.vector.set_mxcsr((guest | MASKS) & !FLAGS);
     let done = run(cpu, op);
     if done.is_err() {
-        *cpu.vector = *before;
+        cpu.vector = before;
         return done;
     }
     let new = match exceptions(cpu.vector.mxcsr() & FLAGS, unmasked, || false) {
         Ok(new) => new,
         Err(new) => {
             let entered = cpu.vector.word(at::FSW) & TOP == 0 && cpu.vector.area.get(at::TAGS) == Some(&0xff);
-            *cpu.vector = *before;
+            cpu.vector = before;
             // The registers became MMX's all the same.
             if entered {
                 cpu.vector.enter_mmx();

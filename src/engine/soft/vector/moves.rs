@@ -197,7 +197,7 @@ fn load<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     }
     let (low, high) = if FORM == WIDE { cpu.load_32(at)? } else { (cpu.load_16(at)?, ZERO) };
     write::<FORM>(cpu, op.imm, low, high);
-    Ok(())
+    cpu.next(op)
 }
 
 fn store<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -208,21 +208,22 @@ fn store<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
         cpu.check_aligned(at, size)?;
     }
     let low = cpu.vector.xmm(op.imm);
-    if FORM == WIDE { cpu.store_32(at, low, cpu.vector.high(op.imm)) } else { cpu.store_16(at, low) }
+    if FORM == WIDE { cpu.store_32(at, low, cpu.vector.high(op.imm))? } else { cpu.store_16(at, low)? }
+    cpu.next(op)
 }
 
 fn copy<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
     let from = op.imm >> 8;
     write::<FORM>(cpu, op.imm, cpu.vector.xmm(from), cpu.vector.high(from));
-    Ok(())
+    cpu.next(op)
 }
 
 fn to_general<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
     let value = T::from_u64(cpu.vector.low64(op.imm >> 8));
     cpu.regs.set::<T>(op.dst, value);
-    Ok(())
+    cpu.next(op)
 }
 
 fn from_general<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -230,7 +231,7 @@ fn from_general<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.regs.get::<T>(op.dst).to_u64();
     cpu.vector.set_halves(op.imm, value, 0);
     finish::<FORM>(cpu, op.imm);
-    Ok(())
+    cpu.next(op)
 }
 
 fn low_copy<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -238,7 +239,7 @@ fn low_copy<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.vector.low64(op.imm >> 8);
     cpu.vector.set_halves(op.imm, value, 0);
     finish::<FORM>(cpu, op.imm);
-    Ok(())
+    cpu.next(op)
 }
 
 fn load_low<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -247,21 +248,23 @@ fn load_low<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = cpu.load::<T>(at)?.to_u64();
     cpu.vector.set_halves(op.imm, value, 0);
     finish::<FORM>(cpu, op.imm);
-    Ok(())
+    cpu.next(op)
 }
 
 fn store_low<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
     let at = cpu.address(op, T::BYTES, Access::Write)?;
     let value = T::from_u64(cpu.vector.low64(op.imm));
-    cpu.store::<T>(at, value)
+    cpu.store::<T>(at, value)?;
+    cpu.next(op)
 }
 
 fn store_high<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
     let at = cpu.address(op, 8, Access::Write)?;
     let value = cpu.vector.high64(op.imm);
-    cpu.store::<u64>(at, value)
+    cpu.store::<u64>(at, value)?;
+    cpu.next(op)
 }
 
 /// Replaces one half of an XMM register from memory; the other comes from the destination, or with VEX from a second one.
@@ -274,7 +277,7 @@ fn load_half<const HIGH: bool, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let (low, high) = if HIGH { (low, value) } else { (value, high) };
     cpu.vector.set_halves(op.imm, low, high);
     finish::<FORM>(cpu, op.imm);
-    Ok(())
+    cpu.next(op)
 }
 
 /// MOVSS and MOVSD between registers: the low `SIZE` bytes of the last operand, the rest of the one before it.
@@ -286,7 +289,7 @@ fn merge<const SIZE: u8, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let high = cpu.vector.high64(rest);
     cpu.vector.set_halves(op.imm, low, high);
     finish::<FORM>(cpu, op.imm);
-    Ok(())
+    cpu.next(op)
 }
 
 fn sign_mask<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -297,5 +300,5 @@ fn sign_mask<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
         bits |= sign_bits(cpu.vector.high(from)) << 16;
     }
     cpu.regs.set64(op.dst, bits);
-    Ok(())
+    cpu.next(op)
 }

@@ -169,7 +169,7 @@ fn compare(
         vector.set_word(at::FSW, vector.word(at::FSW) & 0x7f00);
     }
     let flags = random.next() & rflags::STATUS;
-    *cpu.vector = vector.clone();
+    cpu.vector = vector.clone();
     cpu.flags = Flags::from_rflags(flags);
     (0..16).for_each(|n| cpu.regs.set64(RegAt::gpr(n), general[usize::from(n)]));
     cpu.write_bytes(DATA, &buffer.0).unwrap();

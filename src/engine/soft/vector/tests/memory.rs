@@ -16,7 +16,7 @@ fn with_hole() -> (Cpu, Ram) {
     let ram = ram(&[]);
     let mut cpu = cpu_over(&ram);
     ram.write(PAGE_TABLES + 0x2008, &[0; 8]).unwrap();
-    *cpu.vector = Random(42).state();
+    cpu.vector = Random(42).state();
     (cpu, ram)
 }
 
@@ -102,7 +102,7 @@ fn faults_leave_everything_as_it_was() {
             if *size != 512 {
                 assert_eq!(execute(&mut cpu, bytes), Ok(()), "{bytes:02x?}");
             }
-            *cpu.vector = Random(size + 7).state();
+            cpu.vector = Random(size + 7).state();
         }
     }
 }

@@ -40,7 +40,7 @@ fn header(cpu: &mut Cpu) -> u64 {
 fn fxsave_and_fxrstor() {
     let mut cpu = cpu();
     let state = Random(5).state();
-    *cpu.vector = state.clone();
+    cpu.vector = state.clone();
     cpu.vector.forget_pointers();
     put(&mut cpu, &[0xcc; SIZE]);
     execute(&mut cpu, FXSAVE).unwrap();
@@ -49,7 +49,7 @@ fn fxsave_and_fxrstor() {
     assert_eq!(area[28..32], 0xffffu32.to_le_bytes());
     assert_eq!(area[32..416], state.area[32..416]);
     assert_eq!(area[416..], [0xcc; SIZE - 416], "not written");
-    *cpu.vector = VectorState::default();
+    cpu.vector = VectorState::default();
     execute(&mut cpu, FXRSTOR).unwrap();
     assert_eq!(cpu.vector.area[..28], area[..28]);
     assert_eq!(cpu.vector.area[32..416], area[32..416]);
@@ -85,12 +85,12 @@ fn xsave_round_trip() {
     let mut cpu = cpu();
     let state = Random(99).state();
     for components in [7, 3, 4, 1, 2, 6] {
-        *cpu.vector = state.clone();
+        cpu.vector = state.clone();
         put(&mut cpu, &[0; SIZE]);
         ask(&mut cpu, components);
         execute(&mut cpu, XSAVE).unwrap();
         assert_eq!(header(&mut cpu), components);
-        *cpu.vector = VectorState::default();
+        cpu.vector = VectorState::default();
         execute(&mut cpu, XRSTOR).unwrap();
         let initial = VectorState::default();
         let from = |present: bool| if present { &state.area } else { &initial.area };
@@ -105,7 +105,7 @@ fn xsave_round_trip() {
 #[test]
 fn xsave_touches_only_what_was_asked_for() {
     let mut cpu = cpu();
-    *cpu.vector = Random(3).state();
+    cpu.vector = Random(3).state();
     put(&mut cpu, &[0xcc; SIZE]);
     cpu.store::<u64>(DATA + 512, 5).unwrap();
     ask(&mut cpu, 2);
@@ -115,7 +115,7 @@ fn xsave_touches_only_what_was_asked_for() {
     assert!(area[..24].iter().chain(&area[32..160]).chain(&area[520..]).all(|byte| *byte == 0xcc));
     assert_eq!(area[160..416], cpu.vector.area[160..416]);
     // XSAVEOPT leaves out what is in its initial state and says so.
-    *cpu.vector = VectorState::default();
+    cpu.vector = VectorState::default();
     cpu.vector.set_xmm(3, super::super::access::from_bytes(&[1; 16]));
     assert_eq!(in_use(&cpu.vector), 2);
     put(&mut cpu, &[0xcc; SIZE]);
@@ -128,7 +128,7 @@ fn xsave_touches_only_what_was_asked_for() {
     assert!(area[32..160].iter().chain(&area[576..]).all(|byte| *byte == 0xcc));
     assert_eq!(area[160..416], cpu.vector.area[160..416]);
     // What is not present takes its initial state, whatever is in the area.
-    *cpu.vector = Random(4).state();
+    cpu.vector = Random(4).state();
     let before = cpu.vector.area;
     ask(&mut cpu, 5);
     execute(&mut cpu, XRSTOR).unwrap();
@@ -141,7 +141,7 @@ fn xsave_touches_only_what_was_asked_for() {
 #[test]
 fn xrstor_checks_the_header() {
     let mut cpu = cpu();
-    *cpu.vector = Random(8).state();
+    cpu.vector = Random(8).state();
     ask(&mut cpu, 7);
     for (offset, value) in [(512, 8u64), (520, 1 << 63), (520, 1), (528, 1)] {
         put(&mut cpu, &VectorState::default().area);
@@ -213,7 +213,7 @@ fn mxcsr_and_clearing() {
     assert_eq!(faults(&mut cpu, &[0xc5, 0xf8, 0xae, 0x13]), (GP, Some(0)));
     execute(&mut cpu, &[0xc5, 0xf8, 0xae, 0x1b]).unwrap();
     assert_eq!(cpu.load::<u32>(DATA), Ok(0xffff));
-    *cpu.vector = Random(11).state();
+    cpu.vector = Random(11).state();
     let before = cpu.vector.area;
     execute(&mut cpu, &[0xc5, 0xf8, 0x77]).unwrap();
     assert_eq!(cpu.vector.area[..at::YMM], before[..at::YMM]);
@@ -230,7 +230,7 @@ fn outside_64_bit_mode_eight_registers_are_saved() {
     let cs = cpu.segment(Seg::Cs);
     cpu.set_segment(Seg::Cs, crate::arch::x86_64::state::Segment { l: false, db: true, ..cs });
     cpu.mode_changed();
-    *cpu.vector = Random(21).state();
+    cpu.vector = Random(21).state();
     put(&mut cpu, &[0xcc; SIZE]);
     ask(&mut cpu, 7);
     execute(&mut cpu, XSAVE).unwrap();
