@@ -1,6 +1,6 @@
 //! Effective addresses (SDM volume 1, 3.7.5) and the checks of segments outside 64-bit mode (volume 3, chapter 5).
 
-use crate::engine::soft::code::op::{Addressing, Op, Seg};
+use crate::engine::soft::code::op::{Op, Seg};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::{self, Break};
 use crate::engine::soft::memory::walk::Access;
@@ -10,10 +10,9 @@ impl Cpu {
     /// Linear address of the memory operand of `op`, `bytes` long.
     #[inline(always)]
     pub(in crate::engine::soft) fn address(&mut self, op: &Op, bytes: u64, access: Access) -> Result<u64, Break> {
-        if op.addressing == Addressing::Flat {
-            Ok(self.seg_base[op.seg as usize & 7].wrapping_add(self.offset64(op)))
-        } else {
-            self.address_slow(op, bytes, access).ok_or(Break::Fault)
+        match self.flat_address(op) {
+            Some(at) => Ok(at),
+            None => self.address_slow(op, bytes, access).ok_or(Break::Fault),
         }
     }
 
@@ -30,7 +29,7 @@ impl Cpu {
     /// Base + index << scale + displacement.
     #[inline(always)]
     pub(in crate::engine::soft) fn offset64(&self, op: &Op) -> u64 {
-        let index = self.regs.get64(op.index) << (op.scale & 3);
+        let index = self.regs.get64(op.index).wrapping_shl(op.scale.into());
         self.regs.get64(op.base).wrapping_add(index).wrapping_add(i64::from(op.disp) as u64)
     }
 

@@ -36,26 +36,27 @@ fn reg_imm<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> St
 }
 
 fn reg_mem<O: Binary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let b = cpu.load::<T>(at)?;
-    let a = cpu.regs.get::<T>(op.dst);
-    let result = apply::<O, T, FLAGS>(cpu, a, b);
-    cpu.regs.set(op.dst, result);
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, b: T| {
+        let a = cpu.regs.get::<T>(op.dst);
+        let result = apply::<O, T, FLAGS>(cpu, a, b);
+        cpu.regs.set(op.dst, result);
+    })
 }
 
 /// Memory destination; the other operand is a register or, if `IMM`, the immediate.
 fn mem<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Write)?;
-    let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
-    let flags = cpu.flags;
-    cpu.flags = cpu.modify(at, |a| O::apply(a, b, flags))?;
-    cpu.next(op)
+    cpu.changing(op, |cpu, op, a: T| O::apply(a, other::<T, IMM>(cpu, op), cpu.flags))
+}
+
+/// The operand beside memory.
+#[inline(always)]
+fn other<T: Width, const IMM: bool>(cpu: &Cpu, op: &Op) -> T {
+    if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) }
 }
 
 fn mem_locked<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, T::BYTES, Access::Write)?;
-    let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
+    let b = other::<T, IMM>(cpu, op);
     let flags = cpu.flags;
     cpu.flags = cpu.modify_locked(at, |a| O::apply(a, b, flags))?;
     cpu.next(op)
@@ -75,18 +76,11 @@ fn test_reg_imm<O: Binary, T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 fn test_reg_mem<O: Binary, T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let b = cpu.load::<T>(at)?;
-    cpu.flags = O::apply(cpu.regs.get::<T>(op.dst), b, cpu.flags).1;
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, b: T| cpu.flags = O::apply(cpu.regs.get::<T>(op.dst), b, cpu.flags).1)
 }
 
 fn test_mem<O: Binary, T: Width, const IMM: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let a = cpu.load::<T>(at)?;
-    let b = if IMM { T::from_u64(op.imm) } else { cpu.regs.get(op.src) };
-    cpu.flags = O::apply(a, b, cpu.flags).1;
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, a: T| cpu.flags = O::apply(a, other::<T, IMM>(cpu, op), cpu.flags).1)
 }
 
 fn one_reg<O: Unary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -103,10 +97,12 @@ fn one_reg<O: Unary, T: Width, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Ste
 }
 
 fn one_mem<O: Unary, T: Width, const LOCKED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
+    if !LOCKED {
+        return cpu.changing(op, |cpu, _, a: T| O::apply(a, cpu.flags));
+    }
     let at = cpu.address(op, T::BYTES, Access::Write)?;
     let flags = cpu.flags;
-    let apply = |a: T| O::apply(a, flags);
-    cpu.flags = if LOCKED { cpu.modify_locked(at, apply)? } else { cpu.modify(at, apply)? };
+    cpu.flags = cpu.modify_locked(at, |a: T| O::apply(a, flags))?;
     cpu.next(op)
 }
 

@@ -6,7 +6,6 @@ use crate::engine::soft::code::lower::{Lowered, Operand, by_width, bytes, operan
 use crate::engine::soft::code::op::{Handler, Op};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::Step;
-use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::width::Width;
 
 macro_rules! by_condition {
@@ -114,11 +113,10 @@ fn cmov_reg<T: Width, const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// The source is read even if the condition does not hold.
 fn cmov_mem<T: Width, const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let source = cpu.load::<T>(at)?;
-    let value = if cpu.flags.holds::<C>() { source } else { cpu.regs.get(op.dst) };
-    cpu.regs.set(op.dst, value);
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, source: T| {
+        let value = if cpu.flags.holds::<C>() { source } else { cpu.regs.get(op.dst) };
+        cpu.regs.set(op.dst, value);
+    })
 }
 
 fn setcc_reg<const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -128,10 +126,7 @@ fn setcc_reg<const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 fn setcc_mem<const C: u8>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, 1, Access::Write)?;
-    let value = u8::from(cpu.flags.holds::<C>());
-    cpu.store(at, value)?;
-    cpu.next(op)
+    cpu.storing(op, |cpu, _| u8::from(cpu.flags.holds::<C>()))
 }
 
 fn conditional(insn: &Instruction, op: &mut Op, c: u8) -> Option<Handler> {

@@ -24,23 +24,15 @@ fn mov_reg_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 fn mov_reg_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let value = cpu.load::<T>(at)?;
-    cpu.regs.set(op.dst, value);
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, value: T| cpu.regs.set(op.dst, value))
 }
 
 fn mov_mem_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Write)?;
-    let value = cpu.regs.get::<T>(op.src);
-    cpu.store(at, value)?;
-    cpu.next(op)
+    cpu.storing(op, |cpu, op| cpu.regs.get::<T>(op.src))
 }
 
 fn mov_mem_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, T::BYTES, Access::Write)?;
-    cpu.store(at, T::from_u64(op.imm))?;
-    cpu.next(op)
+    cpu.storing(op, |_, op| T::from_u64(op.imm))
 }
 
 /// MOV between the accumulator and an offset of 64 bits, which is in `op.imm`.
@@ -65,10 +57,9 @@ fn extend_reg<F: Width, T: Width, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) ->
 }
 
 fn extend_mem<F: Width, T: Width, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let at = cpu.address(op, F::BYTES, Access::Read)?;
-    let value = cpu.load::<F>(at)?;
-    cpu.regs.set(op.dst, T::from_u64(if SIGNED { value.to_i64() as u64 } else { value.to_u64() }));
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, value: F| {
+        cpu.regs.set(op.dst, T::from_u64(if SIGNED { value.to_i64() as u64 } else { value.to_u64() }));
+    })
 }
 
 fn lea<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {

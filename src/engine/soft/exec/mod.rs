@@ -11,6 +11,7 @@ mod branch;
 mod conditional;
 mod data;
 mod multiply;
+mod operand;
 mod other;
 mod shift;
 pub(super) mod stack;

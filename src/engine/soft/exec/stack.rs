@@ -74,14 +74,11 @@ impl Cpu {
 }
 
 fn push_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let value = cpu.regs.get::<T>(op.src);
-    cpu.push(value)?;
-    cpu.next(op)
+    cpu.pushing(op, |cpu, op| cpu.regs.get::<T>(op.src))
 }
 
 fn push_imm<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    cpu.push(T::from_u64(op.imm))?;
-    cpu.next(op)
+    cpu.pushing(op, |_, op| T::from_u64(op.imm))
 }
 
 fn push_mem<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -99,10 +96,7 @@ fn push_seg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 fn pop_reg<T: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let value = cpu.peek::<T>(0)?;
-    cpu.add_rsp(T::BYTES);
-    cpu.regs.set(op.dst, value);
-    cpu.next(op)
+    cpu.popping(op, |cpu, op, value: T| cpu.regs.set(op.dst, value))
 }
 
 /// An address that uses RSP is made with the value after the pop (SDM volume 2, POP).

@@ -1,7 +1,7 @@
 //! Cached translations. A hit is one comparison: an entry's tag holds the page, and in the twelve bits below it the
 //! generation in which it was made, so that a flush is an increment.
 
-// UNSAFETY: indexes the table with numbers that the mask keeps within it.
+// UNSAFETY: follows a pointer to the set of entries in force, with numbers that the mask keeps within it.
 #![expect(unsafe_code)]
 
 use crate::engine::soft::width::Width;
@@ -46,11 +46,12 @@ pub(in crate::engine::soft) struct CodeEntry {
 /// All cached translations of one CPU.
 #[derive(Debug)]
 pub(in crate::engine::soft) struct Tlb {
-    entries: Box<[Entry]>,
+    entries: Vec<Entry>,
     code: Box<[CodeEntry]>,
     generation: u64,
-    /// First entry of the set in force.
-    set: usize,
+    /// The set in force: its first entry, and the number of that.
+    set: *const Entry,
+    first: usize,
     user: bool,
     /// Counts flushes; whoever caches what depends on translations compares it.
     pub(in crate::engine::soft) epoch: u64,
@@ -62,11 +63,13 @@ pub(in crate::engine::soft) struct Tlb {
 
 impl Default for Tlb {
     fn default() -> Self {
+        let mut entries = vec![Entry::default(); ENTRIES * SETS];
         Self {
-            entries: vec![Entry::default(); ENTRIES * SETS].into_boxed_slice(),
+            set: entries.as_mut_ptr().cast_const(),
+            entries,
             code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
             generation: 1,
-            set: 0,
+            first: 0,
             user: false,
             epoch: 0,
             local: Vec::with_capacity(LOCAL),
@@ -78,10 +81,8 @@ impl Default for Tlb {
 impl Tlb {
     #[inline(always)]
     fn entry(&self, at: u64) -> &Entry {
-        let index = self.set + (at >> 12) as usize % ENTRIES;
-        debug_assert!(index < self.entries.len());
-        // SAFETY: `set` is one of the multiples of ENTRIES below the length that `choose` sets; the rest is below ENTRIES.
-        unsafe { self.entries.get_unchecked(index) }
+        // SAFETY: `choose` has `set` point to one of the sets, which are not moved; the rest is below ENTRIES.
+        unsafe { &*self.set.add((at >> 12) as usize % ENTRIES) }
     }
 
     /// Host address of `T` at linear `at` if it may be read there; none where the slow way must be gone. An operand that
@@ -107,7 +108,7 @@ impl Tlb {
         if self.checks_alignment() {
             return;
         }
-        let index = self.set + (at >> 12) as usize % ENTRIES;
+        let index = self.first + (at >> 12) as usize % ENTRIES;
         if !global && self.local.len() < LOCAL {
             self.local.push(index as u32);
         }
@@ -144,18 +145,20 @@ impl Tlb {
     /// Uses the translations of a privilege; `aligned`: of one whose accesses must be aligned.
     pub(in crate::engine::soft) fn choose(&mut self, user: bool, smap: bool, aligned: bool) {
         self.user = user;
-        self.set = match (user, smap) {
+        self.first = match (user, smap) {
             (true, _) if aligned => ALIGNED,
             (true, _) => 0,
             (false, false) => ENTRIES,
             (false, true) => 2 * ENTRIES,
         };
+        // SAFETY: each of these is the start of a set.
+        self.set = unsafe { self.entries.as_mut_ptr().add(self.first) };
     }
 
     /// Accesses must be aligned.
     #[inline(always)]
     pub(in crate::engine::soft) fn checks_alignment(&self) -> bool {
-        self.set == ALIGNED
+        self.first == ALIGNED
     }
 
     /// Forgets all but global pages (MOV CR3 with CR4.PGE).
