@@ -37,7 +37,9 @@ impl Cpu {
             if stepping || self.may_meet_code(block) {
                 return self.step_armed();
             }
-            if let Left::Stop(step) = self.execute(block) {
+            let left = self.execute(block);
+            self.vector.settle();
+            if let Left::Stop(step) = left {
                 return step;
             }
             // Where instructions are the time, the count goes on beyond the budget.

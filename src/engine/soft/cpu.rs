@@ -218,6 +218,12 @@ impl Cpu {
         }
     }
 
+    /// The machine's registers. Code outside this directory does not find the guest's MXCSR in the host's.
+    pub(super) fn machine(&mut self) -> IoPointer {
+        self.vector.settle();
+        self.io
+    }
+
     /// RFLAGS as software sees it.
     pub(super) fn rflags(&self) -> u64 {
         self.system.rflags | self.flags.to_rflags() | rflags::FIXED

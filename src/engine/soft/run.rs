@@ -75,6 +75,7 @@ impl Cpu {
         self.regs.set_block_ip(self.rip);
         (self.op, self.end) = (op, std::ptr::null());
         let step = (op.run)(self, op);
+        self.vector.settle();
         match step {
             Ok(()) | Err(Break::Leave) => self.rip = self.wrapped(self.next_ip(op)),
             Err(Break::Jump) => {}
@@ -120,6 +121,12 @@ impl Cpu {
     /// Executes blocks until one is left in a way that needs a look at everything. `self.rip` is then the next instruction,
     /// or the one that faulted.
     fn run_blocks(&mut self, attention: &Attention) -> Step {
+        let step = self.follow_blocks(attention);
+        self.vector.settle();
+        step
+    }
+
+    fn follow_blocks(&mut self, attention: &Attention) -> Step {
         self.bury();
         let mut block = self.find_block()?;
         let mut budget = BLOCKS_PER_LOOK;

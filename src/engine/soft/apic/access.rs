@@ -63,7 +63,7 @@ impl Cpu {
                 self.shared.apics.send(&message, Some(self.index));
             }
             Effect::Ended(vector) => {
-                if let Some(io) = self.io.get() {
+                if let Some(io) = self.machine().get() {
                     io.end_of_interrupt(vector);
                 }
             }

@@ -6,6 +6,7 @@
 #![expect(unsafe_code)]
 
 use std::arch::asm;
+use std::arch::x86_64::__m128i;
 
 use crate::engine::soft::width::Width;
 
@@ -54,6 +55,38 @@ pub(in crate::engine::soft) unsafe fn store<T: Width>(at: u64, value: T) {
             _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
         }
     }
+}
+
+macro_rules! load_vector {
+    ($name:ident, $bytes:literal, $insn:literal) => {
+        #[doc = concat!("Loads ", $bytes, " bytes from host address `at` into a vector register; the rest of it is zero.")]
+        ///
+        /// # Safety
+        #[doc = concat!("`at` is the address of ", $bytes, " bytes of mapped guest RAM.")]
+        #[inline(always)]
+        pub(in crate::engine::soft) unsafe fn $name(at: u64) -> __m128i {
+            let value;
+            // SAFETY: as for `load`.
+            unsafe {
+                asm!(concat!($insn, " {}, [{}]"), out(xmm_reg) value, in(reg) at, options(nostack, preserves_flags, readonly));
+            }
+            value
+        }
+    };
+}
+
+load_vector!(load_4, "4", "movd");
+load_vector!(load_8, "8", "movq");
+load_vector!(load_16, "16", "movdqu");
+
+/// Stores 16 bytes to host address `at`.
+///
+/// # Safety
+/// `at` is the address of 16 bytes of mapped guest RAM.
+#[inline(always)]
+pub(in crate::engine::soft) unsafe fn store_16(at: u64, value: __m128i) {
+    // SAFETY: as for `store`.
+    unsafe { asm!("movdqu [{}], {}", in(reg) at, in(xmm_reg) value, options(nostack, preserves_flags)) };
 }
 
 /// Replaces `old` by `new` at host address `at` if that is what is there, atomically for all CPUs; returns what was there.

@@ -347,7 +347,7 @@ impl Cpu {
                 return;
             };
             if !self.local_apic_read(at, chunk) {
-                match self.io.get() {
+                match self.machine().get() {
                     Some(io) => io.read(IoAddr::Mmio(at), chunk),
                     None => chunk.fill(0xff),
                 }
@@ -362,7 +362,7 @@ impl Cpu {
         for part in pieces(data.len()) {
             let Some(chunk) = data.get((at - physical) as usize..).and_then(|rest| rest.get(..part)) else { return };
             if !self.local_apic_write(at, chunk) && !self.shared.ring_doorbell(IoAddr::Mmio(at), chunk) {
-                if let Some(io) = self.io.get() {
+                if let Some(io) = self.machine().get() {
                     io.write(IoAddr::Mmio(at), chunk);
                 }
                 ExitCounters::add(&self.counters.mmio_write, 1);

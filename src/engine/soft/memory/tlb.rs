@@ -89,16 +89,28 @@ impl Tlb {
     /// crosses into the next page never matches, since that page belongs to the next entry.
     #[inline(always)]
     pub(in crate::engine::soft) fn read<T: Width>(&self, at: u64) -> Option<u64> {
+        self.read_bytes(at, T::BYTES)
+    }
+
+    /// The same for `bytes` bytes.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn read_bytes(&self, at: u64, bytes: u64) -> Option<u64> {
         let entry = self.entry(at);
-        let last = at.wrapping_add(T::BYTES - 1);
+        let last = at.wrapping_add(bytes - 1);
         (entry.read == last & PAGE_MASK | self.generation).then(|| at.wrapping_add(entry.addend))
     }
 
     /// The same for writes (and reads: what can be written can be read).
     #[inline(always)]
     pub(in crate::engine::soft) fn write<T: Width>(&self, at: u64) -> Option<u64> {
+        self.write_bytes(at, T::BYTES)
+    }
+
+    /// The same for `bytes` bytes.
+    #[inline(always)]
+    pub(in crate::engine::soft) fn write_bytes(&self, at: u64, bytes: u64) -> Option<u64> {
         let entry = self.entry(at);
-        let last = at.wrapping_add(T::BYTES - 1);
+        let last = at.wrapping_add(bytes - 1);
         (entry.write == last & PAGE_MASK | self.generation).then(|| at.wrapping_add(entry.addend))
     }
 

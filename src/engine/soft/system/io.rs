@@ -39,7 +39,7 @@ impl Cpu {
     fn port_read<T: Width>(&mut self, port: u16) -> T {
         self.meets_port(port, T::BYTES);
         let mut bytes = [0xff; 8];
-        if let (Some(io), Some(data)) = (self.io.get(), bytes.get_mut(..T::BYTES as usize)) {
+        if let (Some(io), Some(data)) = (self.machine().get(), bytes.get_mut(..T::BYTES as usize)) {
             io.read(IoAddr::Port(port), data);
         }
         ExitCounters::add(&self.counters.port_in, 1);
@@ -53,7 +53,7 @@ impl Cpu {
         if self.shared.ring_doorbell(IoAddr::Port(port), data) {
             return;
         }
-        if let Some(io) = self.io.get() {
+        if let Some(io) = self.machine().get() {
             io.write(IoAddr::Port(port), data);
         }
         ExitCounters::add(&self.counters.port_out, 1);

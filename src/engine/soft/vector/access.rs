@@ -3,11 +3,12 @@
 // UNSAFETY: accesses host addresses that translations lead to.
 #![expect(unsafe_code)]
 
-use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
+use crate::engine::soft::code::op::Op;
 use crate::engine::soft::cpu::{Cpu, cr0, cr4};
 use crate::engine::soft::fault::{self, Break, Step};
+use crate::engine::soft::memory::host;
 
 const PAGE: u64 = 4096;
 
@@ -92,18 +93,33 @@ impl Cpu {
         Ok(())
     }
 
+    /// Host address of the memory operand, so many bytes that are to be read, in 64-bit mode, if it lies within one page
+    /// whose translation is at hand; none also if it is not `aligned` though it must be.
+    #[inline(always)]
+    pub(super) fn vector_at_hand(&self, op: &Op, bytes: u64, aligned: bool) -> Option<u64> {
+        let at = self.flat_address(op)?;
+        if aligned && at & (bytes - 1) != 0 {
+            return None;
+        }
+        self.tlb.read_bytes(at, bytes)
+    }
+
+    /// The same for an operand that is to be written.
+    #[inline(always)]
+    pub(super) fn vector_to_write(&self, op: &Op, bytes: u64, aligned: bool) -> Option<u64> {
+        let at = self.flat_address(op)?;
+        if aligned && at & (bytes - 1) != 0 {
+            return None;
+        }
+        self.tlb.write_bytes(at, bytes)
+    }
+
     /// Reads 16 bytes: at once where they are in one page.
     #[inline(always)]
     pub(super) fn load_16(&mut self, at: u64) -> Result<__m128i, Break> {
-        match self.tlb.read::<u8>(at).filter(|_| at % PAGE <= PAGE - 16) {
-            Some(host) => {
-                let value;
-                // SAFETY: the translation leads to a page of RAM that stays mapped, and the operand lies within the page.
-                unsafe {
-                    asm!("movdqu {}, [{}]", out(xmm_reg) value, in(reg) host, options(nostack, preserves_flags, readonly))
-                };
-                Ok(value)
-            }
+        match self.tlb.read_bytes(at, 16) {
+            // SAFETY: the translation leads to a page of RAM that stays mapped, and the operand lies within the page.
+            Some(host) => Ok(unsafe { host::load_16(host) }),
             None => self.load_16_slow(at),
         }
     }
@@ -111,10 +127,10 @@ impl Cpu {
     /// Writes 16 bytes.
     #[inline(always)]
     pub(super) fn store_16(&mut self, at: u64, value: __m128i) -> Step {
-        match self.tlb.write::<u8>(at).filter(|_| at % PAGE <= PAGE - 16) {
+        match self.tlb.write_bytes(at, 16) {
             Some(host) => {
                 // SAFETY: as in `load_16`.
-                unsafe { asm!("movdqu [{}], {}", in(reg) host, in(xmm_reg) value, options(nostack, preserves_flags)) };
+                unsafe { host::store_16(host, value) };
                 Ok(())
             }
             None => self.write_bytes(at, &to_bytes(value)),

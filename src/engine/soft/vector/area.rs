@@ -45,6 +45,7 @@ fn ymm_bytes(cpu: &Cpu) -> std::ops::Range<usize> {
 
 fn fxsave(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.check_x87()?;
+    cpu.vector.settle();
     let to = cpu.address(op, 512, Access::Write)?;
     cpu.check_aligned(to, 16)?;
     let end = xmm_bytes(cpu).end;
@@ -66,6 +67,7 @@ fn fxrstor(cpu: &mut Cpu, op: &Op) -> Step {
         return Err(cpu.gp(0));
     }
     let xmm = xmm_bytes(cpu);
+    cpu.vector.settle();
     load_x87(&mut cpu.vector, &image);
     cpu.vector.set_mxcsr(mxcsr);
     copy(&mut cpu.vector, &image, xmm);
@@ -80,6 +82,7 @@ fn begin(cpu: &mut Cpu, op: &Op, access: Access) -> Result<(u64, u64), Break> {
     if cpu.system.cr0 & cr0::TS != 0 {
         return Err(cpu.raise(fault::NM, None));
     }
+    cpu.vector.settle();
     let area = cpu.address(op, HEADER as u64 + 64, access)?;
     cpu.check_aligned(area, 64)?;
     let asked = u64::from(cpu.regs.get::<u32>(RegAt::RDX)) << 32 | u64::from(cpu.regs.get::<u32>(RegAt::RAX));

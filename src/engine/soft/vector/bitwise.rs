@@ -1,7 +1,7 @@
 //! Frequent operations on two XMM or YMM registers that SSE2 does in one instruction, without stubs. `op.imm` has the
 //! registers, a byte each.
 
-// UNSAFETY: calls SSE2 intrinsics.
+// UNSAFETY: calls SSE2 intrinsics, reads operands in guest RAM.
 #![expect(unsafe_code)]
 
 use std::arch::x86_64 as host;
@@ -14,6 +14,7 @@ use super::moves::{form, numbers, write};
 use crate::engine::soft::code::op::{Handler, Op};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::Step;
+use crate::engine::soft::memory::host as memory;
 use crate::engine::soft::memory::walk::Access;
 
 /// An operation on 16 bytes; on 32 it does the same with each half.
@@ -61,9 +62,9 @@ operations! {
     SubBytes = _mm_sub_epi8: Psubb | Vpsubb;
     SubDwords = _mm_sub_epi32: Psubd | Vpsubd;
     SubQwords = _mm_sub_epi64: Psubq | Vpsubq;
-    LowQwords = _mm_unpacklo_epi64: Punpcklqdq | Vpunpcklqdq;
-    HighQwords = _mm_unpackhi_epi64: Punpckhqdq | Vpunpckhqdq;
-    LowDwords = _mm_unpacklo_epi32: Punpckldq | Vpunpckldq;
+    LowQwords = _mm_unpacklo_epi64: Punpcklqdq | Vpunpcklqdq | Unpcklpd | Vunpcklpd;
+    HighQwords = _mm_unpackhi_epi64: Punpckhqdq | Vpunpckhqdq | Unpckhpd | Vunpckhpd;
+    LowDwords = _mm_unpacklo_epi32: Punpckldq | Vpunpckldq | Unpcklps | Vunpcklps;
     LowBytes = _mm_unpacklo_epi8: Punpcklbw | Vpunpcklbw;
 }
 
@@ -113,6 +114,17 @@ fn registers<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 
 fn with_memory<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
+    let bytes = if FORM == 2 { 32 } else { 16 };
+    let Some(at) = cpu.vector_at_hand(op, bytes, FORM == 0) else { return with_memory_slowly::<O, FORM>(cpu, op) };
+    // SAFETY: the translation leads to so many bytes of one page of RAM, which `Shared` keeps mapped.
+    let (low, high) = unsafe { (memory::load_16(at), if FORM == 2 { memory::load_16(at + 16) } else { ZERO }) };
+    operate::<O, FORM>(cpu, op, low, high);
+    cpu.next(op)
+}
+
+#[cold]
+#[inline(never)]
+fn with_memory_slowly<O: Operation, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let at = cpu.address(op, if FORM == 2 { 32 } else { 16 }, Access::Read)?;
     if FORM == 0 {
         cpu.check_aligned(at, 16)?;

@@ -52,6 +52,7 @@ fn ldmxcsr<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 fn stmxcsr<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.check_vector::<VEX>()?;
     let at = cpu.address(op, 4, Access::Write)?;
+    cpu.vector.settle();
     cpu.store(at, cpu.vector.mxcsr())
 }
 
@@ -79,6 +80,7 @@ fn xsetbv(cpu: &mut Cpu, op: &Op) -> Step {
     if cpu.cpl != 0 || cpu.regs.get::<u32>(RegAt::RCX) != 0 || !valid {
         return Err(cpu.gp(0));
     }
+    cpu.vector.settle();
     cpu.system.xcr0 = value;
     Ok(())
 }

@@ -101,6 +101,7 @@ fn mixed(cpu: &mut Cpu, op: &Op) -> Step {
     if !Thunk::of(op).shape.float {
         return run(cpu, op);
     }
+    cpu.vector.settle();
     let before = cpu.vector.clone();
     let guest = before.mxcsr();
     let unmasked = !(guest >> 7) & FLAGS;
@@ -152,6 +153,8 @@ fn run(cpu: &mut Cpu, op: &Op) -> Step {
         }
     }
     let mut side = side_in(cpu, op);
+    // The stub loads and stores MXCSR as a part of the area.
+    cpu.vector.settle();
     let area = cpu.vector.area.as_mut_ptr();
     // SAFETY: the area is aligned to 64 and has the 512 bytes that the stub loads and stores, with an MXCSR that has no
     // reserved bits; the scratch operand is larger than any that `Plan::legacy` allows.

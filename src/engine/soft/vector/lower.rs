@@ -3,7 +3,7 @@
 use iced_x86::{EncodingKind, Instruction, Mnemonic};
 
 use super::thunks::Thunks;
-use super::{area, bitwise, control, gather, legacy, masked, moves, run, scalar};
+use super::{area, bitwise, control, float, gather, legacy, masked, moves, run};
 use crate::engine::soft::code::lower::Lowered;
 use crate::engine::soft::code::op::Op;
 
@@ -41,7 +41,7 @@ fn by_registers(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> 
     }
     moves::lower(insn, op)
         .or_else(|| bitwise::lower(insn, op))
-        .or_else(|| scalar::lower(insn, op, thunks))
+        .or_else(|| float::lower(insn, op, thunks))
         .or_else(|| run::lower(insn, op, thunks))
 }
 

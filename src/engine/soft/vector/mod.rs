@@ -2,7 +2,7 @@
 //! executes most of these instructions itself, on the guest's registers.
 //!
 //! [`lower::lower`], called by the decoder, picks what executes an instruction. The common moves and bitwise operations are
-//! functions here (`moves.rs`, `bitwise.rs`, `scalar.rs`); the rest are stubs in executable memory (`code_memory.rs`), one for each
+//! functions here (`moves.rs`, `bitwise.rs`), as is common arithmetic (`float.rs`, `mxcsr.rs`); the rest are stubs in executable memory (`code_memory.rs`), one for each
 //! encoding with its registers normalised (`stub.rs`, `thunks.rs`), called by `run.rs` (XMM and YMM registers) and `legacy.rs`
 //! (x87 and MMX). What stores or loads whole states is in `area.rs` and `control.rs`, what touches memory element by element
 //! in `masked.rs` and `gather.rs`.
@@ -12,14 +12,15 @@ mod area;
 mod bitwise;
 mod code_memory;
 mod control;
+mod float;
 mod gather;
 mod legacy;
 mod lower;
 mod masked;
 mod moves;
+mod mxcsr;
 mod offer;
 mod run;
-mod scalar;
 pub(super) mod state;
 mod stub;
 mod thunks;

@@ -1,5 +1,8 @@
 //! The frequent moves, without stubs: whole XMM and YMM registers, MOVD and MOVQ, MOVSS and MOVSD, halves of XMM registers,
-//! PMOVMSKB. `op.imm` has the registers, a byte each: destination first.
+//! MOVDDUP and broadcasts, PMOVMSKB. `op.imm` has the registers, a byte each: destination first.
+
+// UNSAFETY: operands in guest RAM.
+#![expect(unsafe_code)]
 
 use std::arch::x86_64::__m128i;
 
@@ -9,16 +12,17 @@ use super::access::{ZERO, sign_bits};
 use crate::engine::soft::code::op::{Handler, Op};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::fault::Step;
+use crate::engine::soft::memory::host;
 use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::registers::RegAt;
 use crate::engine::soft::width::Width;
 
 /// Legacy encoding: the upper half of the YMM register stays.
-const LEGACY: u8 = 0;
+pub(super) const LEGACY: u8 = 0;
 /// VEX encoding with XMM registers: the upper half becomes zero.
-const VEX: u8 = 1;
+pub(super) const VEX: u8 = 1;
 /// VEX encoding with YMM registers.
-const WIDE: u8 = 2;
+pub(super) const WIDE: u8 = 2;
 
 /// How the registers of `insn` are encoded: one of the above.
 pub(super) fn form(insn: &Instruction) -> u8 {
@@ -40,7 +44,11 @@ pub(super) fn numbers(insn: &Instruction) -> u64 {
 
 /// Picks the handler, if this is an instruction of this file.
 pub(super) fn lower(insn: &Instruction, op: &mut Op) -> Option<()> {
-    let run = whole(insn).or_else(|| integer(insn, op)).or_else(|| parts(insn)).or_else(|| mask(insn, op))?;
+    let run = whole(insn)
+        .or_else(|| integer(insn, op))
+        .or_else(|| parts(insn))
+        .or_else(|| repeated(insn))
+        .or_else(|| mask(insn, op))?;
     op.run = run;
     op.imm = numbers(insn);
     Some(())
@@ -152,6 +160,23 @@ fn half<const HIGH: bool>(insn: &Instruction, vex: bool) -> Option<Handler> {
     })
 }
 
+/// MOVDDUP of XMM registers, VBROADCASTSS and VBROADCASTSD.
+fn repeated(insn: &Instruction) -> Option<Handler> {
+    use Mnemonic as M;
+    let memory = insn.op_kind(1) == OpKind::Memory;
+    Some(match (insn.mnemonic(), memory, form(insn)) {
+        (M::Movddup, true, _) => load_repeated::<u64, LEGACY>,
+        (M::Movddup, false, _) => repeat::<LEGACY>,
+        (M::Vmovddup, true, VEX) => load_repeated::<u64, VEX>,
+        (M::Vbroadcastsd, true, _) => load_repeated::<u64, WIDE>,
+        (M::Vmovddup, false, VEX) => repeat::<VEX>,
+        (M::Vbroadcastsd, false, _) => repeat::<WIDE>,
+        (M::Vbroadcastss, true, VEX) => load_repeated::<u32, VEX>,
+        (M::Vbroadcastss, true, _) => load_repeated::<u32, WIDE>,
+        _ => return None,
+    })
+}
+
 /// PMOVMSKB of XMM and YMM registers.
 fn mask(insn: &Instruction, op: &mut Op) -> Option<Handler> {
     if !matches!(insn.mnemonic(), Mnemonic::Pmovmskb | Mnemonic::Vpmovmskb) || insn.op_register(1).is_mm() {
@@ -191,6 +216,17 @@ pub(super) fn write<const FORM: u8>(cpu: &mut Cpu, register: u64, low: __m128i, 
 fn load<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
     let size = if FORM == WIDE { 32 } else { 16 };
+    let Some(at) = cpu.vector_at_hand(op, size, ALIGNED) else { return load_slowly::<FORM, ALIGNED>(cpu, op) };
+    // SAFETY: the translation leads to so many bytes of one page of RAM, which `Shared` keeps mapped.
+    let (low, high) = unsafe { (host::load_16(at), if FORM == WIDE { host::load_16(at + 16) } else { ZERO }) };
+    write::<FORM>(cpu, op.imm, low, high);
+    cpu.next(op)
+}
+
+#[cold]
+#[inline(never)]
+fn load_slowly<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
+    let size = if FORM == WIDE { 32 } else { 16 };
     let at = cpu.address(op, size, Access::Read)?;
     if ALIGNED {
         cpu.check_aligned(at, size)?;
@@ -202,6 +238,21 @@ fn load<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 
 fn store<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
+    let size = if FORM == WIDE { 32 } else { 16 };
+    let Some(at) = cpu.vector_to_write(op, size, ALIGNED) else { return store_slowly::<FORM, ALIGNED>(cpu, op) };
+    // SAFETY: as in `load`.
+    unsafe {
+        host::store_16(at, cpu.vector.xmm(op.imm));
+        if FORM == WIDE {
+            host::store_16(at + 16, cpu.vector.high(op.imm));
+        }
+    }
+    cpu.next(op)
+}
+
+#[cold]
+#[inline(never)]
+fn store_slowly<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let size = if FORM == WIDE { 32 } else { 16 };
     let at = cpu.address(op, size, Access::Write)?;
     if ALIGNED {
@@ -244,40 +295,53 @@ fn low_copy<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 
 fn load_low<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
-    let at = cpu.address(op, T::BYTES, Access::Read)?;
-    let value = cpu.load::<T>(at)?.to_u64();
-    cpu.vector.set_halves(op.imm, value, 0);
-    finish::<FORM>(cpu, op.imm);
+    cpu.loading(op, |cpu, op, value: T| {
+        cpu.vector.set_halves(op.imm, value.to_u64(), 0);
+        finish::<FORM>(cpu, op.imm);
+    })
+}
+
+/// The same 4 or 8 bytes in all of a register.
+#[inline(always)]
+fn fill<T: Width, const FORM: u8>(cpu: &mut Cpu, register: u64, value: T) {
+    let value = if T::BYTES == 4 { value.to_u64() << 32 | value.to_u64() } else { value.to_u64() };
+    cpu.vector.set_halves(register, value, value);
+    let low = cpu.vector.xmm(register);
+    write::<FORM>(cpu, register, low, low);
+}
+
+fn load_repeated<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
+    check::<FORM>(cpu)?;
+    cpu.loading(op, |cpu, op, value: T| fill::<T, FORM>(cpu, op.imm, value))
+}
+
+fn repeat<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
+    check::<FORM>(cpu)?;
+    let value = cpu.vector.low64(op.imm >> 8);
+    fill::<u64, FORM>(cpu, op.imm, value);
     cpu.next(op)
 }
 
 fn store_low<T: Width, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
-    let at = cpu.address(op, T::BYTES, Access::Write)?;
-    let value = T::from_u64(cpu.vector.low64(op.imm));
-    cpu.store::<T>(at, value)?;
-    cpu.next(op)
+    cpu.storing(op, |cpu, op| T::from_u64(cpu.vector.low64(op.imm)))
 }
 
 fn store_high<const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
-    let at = cpu.address(op, 8, Access::Write)?;
-    let value = cpu.vector.high64(op.imm);
-    cpu.store::<u64>(at, value)?;
-    cpu.next(op)
+    cpu.storing(op, |cpu, op| cpu.vector.high64(op.imm))
 }
 
 /// Replaces one half of an XMM register from memory; the other comes from the destination, or with VEX from a second one.
 fn load_half<const HIGH: bool, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     check::<FORM>(cpu)?;
-    let at = cpu.address(op, 8, Access::Read)?;
-    let value = cpu.load::<u64>(at)?;
-    let other = if FORM == VEX { op.imm >> 8 } else { op.imm };
-    let (low, high) = (cpu.vector.low64(other), cpu.vector.high64(other));
-    let (low, high) = if HIGH { (low, value) } else { (value, high) };
-    cpu.vector.set_halves(op.imm, low, high);
-    finish::<FORM>(cpu, op.imm);
-    cpu.next(op)
+    cpu.loading(op, |cpu, op, value: u64| {
+        let other = if FORM == VEX { op.imm >> 8 } else { op.imm };
+        let (low, high) = (cpu.vector.low64(other), cpu.vector.high64(other));
+        let (low, high) = if HIGH { (low, value) } else { (value, high) };
+        cpu.vector.set_halves(op.imm, low, high);
+        finish::<FORM>(cpu, op.imm);
+    })
 }
 
 /// MOVSS and MOVSD between registers: the low `SIZE` bytes of the last operand, the rest of the one before it.

@@ -3,11 +3,11 @@
 // UNSAFETY: calls stubs, reads and writes MXCSR of the host.
 #![expect(unsafe_code)]
 
-use std::arch::asm;
 use std::ptr::null_mut;
 
 use iced_x86::Instruction;
 
+use super::mxcsr::{host_mxcsr, set_host_mxcsr};
 use super::state::{MXCSR_DEFAULT, VectorState};
 use super::stub::{Memory, Shape, Side};
 use super::thunks::{Kind, Thunk, Thunks, registers};
@@ -18,8 +18,6 @@ use crate::engine::soft::flags::Flags;
 use crate::engine::soft::memory::walk::Access;
 use crate::engine::soft::registers::RegAt;
 
-/// Bits of MXCSR that decide results and exceptions; the others are exception flags.
-const CONTROL: u32 = 0xffc0;
 /// Exception flags.
 const FLAGS: u32 = 0x3f;
 /// Masks of exceptions; shifted right by seven they line up with the flags.
@@ -32,29 +30,25 @@ const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// Picks the handler for `insn`, which has a stub.
 pub(super) fn lower(insn: &Instruction, op: &mut Op, thunks: &Thunks) -> Option<()> {
     let shape = thunks.prepare(Kind::Vector, insn, op)?;
+    op.run = handler(&shape);
+    Some(())
+}
+
+/// The handler for an instruction whose stub has this shape.
+pub(super) fn handler(shape: &Shape) -> Handler {
     let handlers = match (shape.float, shape.vex) {
         (false, false) => Handlers::of::<false, false>(),
         (false, true) => Handlers::of::<false, true>(),
         (true, false) => Handlers::of::<true, false>(),
         (true, true) => Handlers::of::<true, true>(),
     };
-    op.run = match shape.memory {
+    match shape.memory {
         _ if shape.side.any() => handlers.any,
         Memory::None => handlers.none,
         Memory::Load(4) => handlers.load4,
         Memory::Load(8) => handlers.load8,
         Memory::Load(16) => handlers.load16,
         Memory::Load(_) | Memory::Store(_) => handlers.any,
-    };
-    Some(())
-}
-
-/// The handler of legacy arithmetic on two registers, or on a register and a memory operand of 4 or 8 bytes.
-pub(super) fn scalar_handler(memory: bool, bytes: usize) -> Handler {
-    match (memory, bytes) {
-        (false, _) => none::<true, false>,
-        (true, 4) => load4::<true, false>,
-        (true, _) => load8::<true, false>,
     }
 }
 
@@ -181,24 +175,6 @@ pub(super) fn side_out(cpu: &mut Cpu, op: &Op, values: &Side) {
     }
 }
 
-#[inline(always)]
-fn host_mxcsr() -> u32 {
-    let mut value = 0u32;
-    // SAFETY: writes the variable only.
-    unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags)) };
-    value
-}
-
-/// Sets the host's MXCSR.
-///
-/// # Safety
-/// Control bits other than the default's are replaced again before any floating-point operation of Rust.
-#[inline(always)]
-unsafe fn set_host_mxcsr(value: u32) {
-    // SAFETY: reads the variable; the caller sees to the rest.
-    unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack)) };
-}
-
 /// Calls the stub of `op`. Registers are as before if this raises an exception.
 #[inline(always)]
 fn invoke<const FLOAT: bool>(cpu: &mut Cpu, op: &Op, memory: *mut u8, side: *mut Side) -> Step {
@@ -208,19 +184,11 @@ fn invoke<const FLOAT: bool>(cpu: &mut Cpu, op: &Op, memory: *mut u8, side: *mut
         unsafe { call(thunk, &mut cpu.vector, registers(op), memory, side) };
         return Ok(());
     }
-    let guest = cpu.vector.mxcsr();
-    if guest & CONTROL != MXCSR_DEFAULT {
+    if !cpu.vector.is_ready::<false>() && !cpu.make_ready::<false>() {
         return invoke_unusual(cpu, op, memory, side);
-    }
-    // The guest's rounding and masks are Rust's own, so the guest's MXCSR may stay loaded: exception flags mean nothing to
-    // Rust. Usually it is there from the last time, and reading it is cheaper than loading it.
-    if host_mxcsr() != guest {
-        // SAFETY: control bits are the default's.
-        unsafe { set_host_mxcsr(guest) };
     }
     // SAFETY: as above.
     unsafe { call(thunk, &mut cpu.vector, registers(op), memory, side) };
-    cpu.vector.set_mxcsr(host_mxcsr() & (CONTROL | FLAGS));
     Ok(())
 }
 

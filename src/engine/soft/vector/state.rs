@@ -4,7 +4,9 @@
 // UNSAFETY: reads and writes registers at offsets that lie within the area for every register number.
 #![expect(unsafe_code)]
 
-use std::arch::x86_64::__m128i;
+use std::arch::x86_64::{__m128i, _mm_set_epi64x};
+
+use super::mxcsr::Ready;
 
 /// Bytes of the standard layout with x87, SSE and AVX state: legacy area, header, upper halves of YMM0 to YMM15.
 pub(in crate::engine::soft) const SIZE: usize = 512 + 64 + 256;
@@ -44,12 +46,14 @@ pub(super) mod at {
 pub(in crate::engine::soft) struct VectorState {
     /// As XSAVE stores it.
     pub(in crate::engine::soft) area: [u8; SIZE],
+    /// What MXCSR being the host's allows; then the area's is out of date.
+    pub(super) ready: Ready,
 }
 
 impl Default for VectorState {
     /// The state after RESET: FCW 37Fh (as after FNINIT), MXCSR 1F80h, all else zero, tags empty.
     fn default() -> Self {
-        let mut state = Self { area: [0; SIZE] };
+        let mut state = Self { area: [0; SIZE], ready: Ready::Nothing };
         state.set_word(at::FCW, FCW_DEFAULT);
         state.set_mxcsr(MXCSR_DEFAULT);
         state
@@ -114,9 +118,8 @@ impl VectorState {
     pub(super) fn set_halves(&mut self, number: u64, low: u64, high: u64) {
         // SAFETY: as in `xmm`.
         unsafe {
-            let to = self.register(number).cast::<u64>();
-            to.write_unaligned(low);
-            to.add(1).write_unaligned(high);
+            // At once: what reads all of it next need not wait for two stores.
+            self.register(number).cast::<__m128i>().write_unaligned(_mm_set_epi64x(high as i64, low as i64));
         }
     }
 
@@ -145,13 +148,15 @@ impl VectorState {
     /// MXCSR.
     #[inline(always)]
     pub(in crate::engine::soft) fn mxcsr(&self) -> u32 {
+        debug_assert!(self.ready == Ready::Nothing, "MXCSR was not settled");
         // SAFETY: bytes 24 to 27, aligned, of the area.
         unsafe { self.area.as_ptr().add(at::MXCSR).cast::<u32>().read() }
     }
 
-    /// Sets MXCSR; the caller has checked reserved bits.
+    /// Sets MXCSR; the caller has checked reserved bits. The host's is no longer the guest's.
     #[inline(always)]
     pub(in crate::engine::soft) fn set_mxcsr(&mut self, value: u32) {
+        self.ready = Ready::Nothing;
         // SAFETY: as in `mxcsr`.
         unsafe { self.area.as_mut_ptr().add(at::MXCSR).cast::<u32>().write(value) }
     }

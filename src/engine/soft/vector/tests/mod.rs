@@ -40,7 +40,9 @@ fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Step {
     let block = single(&code, &target);
     assert_eq!(usize::from(block.ops[0].len), bytes.len(), "{bytes:02x?}");
     cpu.regs.set_block_ip(testing::CODE);
-    (block.ops[0].run)(cpu, &block.ops[0])
+    let step = (block.ops[0].run)(cpu, &block.ops[0]);
+    cpu.vector.settle();
+    step
 }
 
 /// Executes one instruction that faults.

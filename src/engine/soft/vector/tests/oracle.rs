@@ -7,7 +7,7 @@
 use iced_x86::{Code, Encoder, IcedError, Instruction, MemoryOperand, Register};
 
 use super::super::code_memory::CodeMemory;
-use super::super::state::{MXCSR_DEFAULT, SIZE, VectorState};
+use super::super::state::{MXCSR_DEFAULT, VectorState};
 
 /// All registers. Field offsets are part of the made code.
 #[repr(C, align(64))]
@@ -20,11 +20,11 @@ pub(super) struct Native {
 
 const VECTOR: i64 = 0;
 const HIGH: i64 = 576;
-const GENERAL: i64 = SIZE as i64;
+const GENERAL: i64 = size_of::<VectorState>() as i64;
 const RFLAGS: i64 = GENERAL + 128;
 const MXCSR: i64 = RFLAGS + 8;
 const _: () =
-    assert!(std::mem::offset_of!(Native, general) == SIZE && std::mem::offset_of!(Native, mxcsr) == SIZE + 136);
+    assert!(std::mem::offset_of!(Native, general) == GENERAL as usize && std::mem::offset_of!(Native, mxcsr) == MXCSR as usize);
 
 impl Native {
     pub(super) fn new(vector: VectorState, general: [u64; 16], rflags: u64) -> Box<Self> {
