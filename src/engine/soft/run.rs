@@ -120,7 +120,7 @@ impl Cpu {
 
     /// Executes blocks until one is left in a way that needs a look at everything. `self.rip` is then the next instruction,
     /// or the one that faulted.
-    fn run_blocks(&mut self, attention: &Attention) -> Step {
+    pub(super) fn run_blocks(&mut self, attention: &Attention) -> Step {
         let step = self.follow_blocks(attention);
         self.vector.settle();
         step

@@ -259,7 +259,11 @@ fn store_slowly<const FORM: u8, const ALIGNED: bool>(cpu: &mut Cpu, op: &Op) -> 
         cpu.check_aligned(at, size)?;
     }
     let low = cpu.vector.xmm(op.imm);
-    if FORM == WIDE { cpu.store_32(at, low, cpu.vector.high(op.imm))? } else { cpu.store_16(at, low)? }
+    if FORM == WIDE {
+        cpu.store_32(at, low, cpu.vector.high(op.imm))?
+    } else {
+        cpu.store_16(at, low)?
+    }
     cpu.next(op)
 }
 

@@ -1,5 +1,6 @@
 //! The host's CPU is the judge: see `oracle.rs`.
 
+mod blocks;
 mod encodings;
 mod exceptions;
 mod memory;

@@ -23,8 +23,9 @@ const HIGH: i64 = 576;
 const GENERAL: i64 = size_of::<VectorState>() as i64;
 const RFLAGS: i64 = GENERAL + 128;
 const MXCSR: i64 = RFLAGS + 8;
-const _: () =
-    assert!(std::mem::offset_of!(Native, general) == GENERAL as usize && std::mem::offset_of!(Native, mxcsr) == MXCSR as usize);
+const _: () = assert!(
+    std::mem::offset_of!(Native, general) == GENERAL as usize && std::mem::offset_of!(Native, mxcsr) == MXCSR as usize
+);
 
 impl Native {
     pub(super) fn new(vector: VectorState, general: [u64; 16], rflags: u64) -> Box<Self> {
