@@ -38,6 +38,7 @@ unsafe extern "C" {
     fn signal(signal: c_int, handler: usize) -> usize;
     fn sigprocmask(how: c_int, set: *const [u64; 16], old: *mut [u64; 16]) -> c_int;
     fn signalfd(fd: c_int, set: *const [u64; 16], flags: c_int) -> c_int;
+    fn geteuid() -> c_uint;
     fn setgroups(count: usize, groups: *const c_uint) -> c_int;
     fn setgid(group: c_uint) -> c_int;
     fn setuid(user: c_uint) -> c_int;
@@ -302,6 +303,12 @@ pub fn begin_program(stdio: [RawFd; 3], terminal: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Number of the user that the agent is.
+pub fn user() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { geteuid() }
 }
 
 /// Becomes another user.

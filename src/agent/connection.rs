@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Error;
 use super::protocol::frame::{MAGIC, put_data};
 use super::protocol::{Decoder, Frame, Message, Ready, Stream, TO_GUEST, TO_HOST, VERSION};
+use super::pump::thread;
 use super::session::{Session, printable};
 
 /// Bytes that may wait to be sent: far more than the windows of all streams of many commands.
@@ -63,11 +64,8 @@ impl Connection {
             queued: Condvar::new(),
         });
         let (reader, writer) = (connection.clone(), connection.clone());
-        let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(work).map_err(host("start a thread"))
-        };
-        thread("agent-read", Box::new(move || reader.over(reader.read())))?;
-        let started = thread("agent-write", Box::new(move || writer.write()));
+        thread("agent-read", move || reader.over(reader.read()))?;
+        let started = thread("agent-write", move || writer.write());
         started.inspect_err(|_| connection.end())?;
         Ok(connection)
     }

@@ -17,6 +17,7 @@
 //! Lock order: a session's state, then the queue of what is to be sent.
 
 mod connection;
+mod copy;
 mod io;
 mod process;
 /// What both sides say: shared with the agent.
@@ -24,10 +25,12 @@ mod process;
 pub mod protocol;
 mod pump;
 mod session;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,6 +39,7 @@ pub use process::Process;
 pub use protocol::{
     Access, Address, Channel, Exec, Mount, Network, Outcome, Plan, Ready, Root, Size, Task, plan::PATH as PLAN_PATH,
 };
+pub use terminal::Attached;
 
 use connection::Connection;
 use protocol::Message;
@@ -61,6 +65,9 @@ pub enum Error {
     /// Arguments and environment do not fit.
     #[error("the command is too long: {0} bytes with its environment, at most {limit} fit", limit = protocol::TO_GUEST)]
     TooLong(usize),
+    /// A copy was not made.
+    #[error("{0}")]
+    Copy(String),
     /// The host refused something.
     #[error("cannot {0}: {1}")]
     Host(&'static str, Arc<std::io::Error>),
@@ -86,6 +93,17 @@ impl Agent {
     /// Starts a command. Whether it has input is decided by `io`.
     pub fn exec(&self, exec: &Exec, io: Io) -> Result<Process, Error> {
         Process::start(&self.connection, exec, io)
+    }
+
+    /// Copies a file or tree of the host into the guest: into `to` if that is a directory, else as `to`. Belongs to root
+    /// there, or to `user`.
+    pub fn copy_in(&self, from: &Path, to: &Path, user: Option<&str>) -> Result<(), Error> {
+        copy::into_guest(self, from, to, user)
+    }
+
+    /// Copies a file or tree of the guest to the host: into `to` if that is a directory, else as `to`.
+    pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        copy::out_of_guest(self, from, to)
     }
 
     /// Asks the guest to end everything, to write back its disks and to power off. The machine's end shows that it did.

@@ -2,14 +2,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::connection::Connection;
 use super::io::Input;
 use super::protocol::{Message, Stream};
 use super::pump;
-use super::session::Session;
+use super::session::{Session, State};
 use super::{Error, Exec, Io, Outcome, Size};
 
 /// A command that was started. Dropping it lets the command go on; its output is still taken.
@@ -17,7 +16,6 @@ use super::{Error, Exec, Io, Outcome, Size};
 pub struct Process {
     connection: Arc<Connection>,
     session: Arc<Session>,
-    outputs: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -30,9 +28,10 @@ impl Process {
             return Err(e);
         }
         let ends = pump::Ends { connection: connection.clone(), session: session.clone() };
-        let outputs = vec![ends.output(Stream::Stdout, io.stdout)?, ends.output(Stream::Stderr, io.stderr)?];
+        ends.output(Stream::Stdout, io.stdout)?;
+        ends.output(Stream::Stderr, io.stderr)?;
         ends.input(io.stdin)?;
-        Ok(Self { connection: connection.clone(), session, outputs })
+        Ok(Self { connection: connection.clone(), session })
     }
 
     /// Waits until the command runs: its number in the guest, and when that was known here. None if it ended without.
@@ -47,14 +46,10 @@ impl Process {
     }
 
     /// Waits for the end of the command, and until all its output is written. [`Error::TimedOut`] at the deadline: the
-    /// command goes on, and this may be called again.
-    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Outcome, Error> {
-        let end = self.session.wait(deadline, |state| state.end.clone()).unwrap_or(Err(Error::TimedOut));
-        if !matches!(end, Err(Error::TimedOut)) {
-            // A pump that panicked has said so on its own.
-            self.outputs.drain(..).for_each(|thread| drop(thread.join()));
-        }
-        end
+    /// command goes on, or a reader is slow, and this may be called again.
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<Outcome, Error> {
+        let end = |state: &mut State| state.end.clone().filter(|_| state.outputs.iter().all(|output| output.written));
+        self.session.wait(deadline, end).unwrap_or(Err(Error::TimedOut))
     }
 
     /// How it ended, if it has.

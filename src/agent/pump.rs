@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -23,7 +22,7 @@ pub(super) struct Ends {
 
 impl Ends {
     /// Starts the thread that writes `stream` to `to`.
-    pub(super) fn output(&self, stream: Stream, to: Output) -> Result<JoinHandle<()>, Error> {
+    pub(super) fn output(&self, stream: Stream, to: Output) -> Result<(), Error> {
         let ends = self.clone();
         let to: Box<dyn Write + Send> = match to {
             Output::Null => Box::new(io::sink()),
@@ -31,25 +30,28 @@ impl Ends {
             Output::Writer(writer) => writer,
         };
         let name = if stream == Stream::Stdout { "agent-stdout" } else { "agent-stderr" };
-        thread(name, move || ends.write(stream, to))
+        thread(name, move || {
+            let index = usize::from(stream == Stream::Stderr);
+            ends.write(stream, index, to);
+            ends.session
+                .change(|state| state.outputs.get_mut(index).into_iter().for_each(|output| output.written = true));
+        })
     }
 
     /// Starts the thread that sends what `from` gives.
     pub(super) fn input(&self, from: Input) -> Result<(), Error> {
         let ends = self.clone();
         match from {
-            Input::None => return Ok(()),
+            Input::None => Ok(()),
             Input::Fd(fd) => thread("agent-stdin", move || {
                 let file = Patient(fd.into());
                 ends.read(|buffer| if file.wait(&ends.session)? { (&file.0).read(buffer) } else { Ok(0) });
-            })?,
-            Input::Reader(mut reader) => thread("agent-stdin", move || ends.read(|buffer| reader.read(buffer)))?,
-        };
-        Ok(())
+            }),
+            Input::Reader(mut reader) => thread("agent-stdin", move || ends.read(|buffer| reader.read(buffer))),
+        }
     }
 
-    fn write(&self, stream: Stream, mut to: Box<dyn Write + Send>) {
-        let index = usize::from(stream == Stream::Stderr);
+    fn write(&self, stream: Stream, index: usize, mut to: Box<dyn Write + Send>) {
         let take = |state: &mut State| {
             let output = state.outputs.get_mut(index)?;
             output.taken = output.bytes.len();
@@ -67,9 +69,7 @@ impl Ends {
                 broken = true;
                 let _ = self.connection.send(id, Message::Close { stream });
             }
-            if let Some(output) = self.session.state().outputs.get_mut(index) {
-                output.taken = 0;
-            }
+            self.session.state().outputs.get_mut(index).into_iter().for_each(|output| output.taken = 0);
             let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             // If that fails the connection is gone, and the rest is still to be written.
             let _ = self.connection.send(id, Message::Credit { stream, bytes });
@@ -136,6 +136,7 @@ impl Write for Patient {
     }
 }
 
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| Error::Host("start a thread", Arc::new(e)))
+pub(super) fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(work);
+    started.map(drop).map_err(|e| Error::Host("start a thread", Arc::new(e)))
 }

@@ -40,6 +40,8 @@ pub(super) struct Received {
     /// Taken by the pump, but no credit was given for it yet.
     pub(super) taken: usize,
     pub(super) ended: bool,
+    /// The pump has finished.
+    pub(super) written: bool,
 }
 
 impl Session {
@@ -77,6 +79,12 @@ impl Session {
                 Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
+    }
+
+    /// Changes the state, and tells those who wait.
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
     }
 
     /// Readable once the command has ended.

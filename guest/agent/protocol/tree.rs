@@ -39,33 +39,64 @@ const O_DIRECTORY: i32 = 0o200_000;
 
 /// A tree cannot be copied.
 #[derive(Debug)]
-pub struct Error(String);
+pub struct Error {
+    text: String,
+    /// If it is the stream that broke.
+    stream: Option<io::ErrorKind>,
+}
+
+impl Error {
+    fn new(text: String) -> Self {
+        Self { text, stream: None }
+    }
+
+    /// Whether the receiver has gone, and knows better why.
+    pub fn is_broken_pipe(&self) -> bool {
+        self.stream == Some(io::ErrorKind::BrokenPipe)
+    }
+
+    /// Whether the sender has gone, and knows better why.
+    pub fn is_cut_short(&self) -> bool {
+        self.stream == Some(io::ErrorKind::UnexpectedEof)
+    }
+}
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 impl std::error::Error for Error {}
 
+impl From<io::Error> for Error {
+    fn from(e: io::Error) -> Self {
+        broken(e)
+    }
+}
+
 fn at<'a>(what: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
     move |e| {
         let reason = e.to_string();
-        Error(format!("cannot {what} {}: {}", path.display(), reason.split(" (os error").next().unwrap_or_default()))
+        Error::new(format!(
+            "cannot {what} {}: {}",
+            path.display(),
+            reason.split(" (os error").next().unwrap_or_default()
+        ))
     }
 }
 
 fn broken(e: io::Error) -> Error {
-    match e.kind() {
-        io::ErrorKind::UnexpectedEof => Error("the copy was cut short".into()),
-        io::ErrorKind::BrokenPipe => Error("nobody takes the copy any more".into()),
-        _ => Error(format!("the copy broke off: {e}")),
-    }
+    let text = match e.kind() {
+        io::ErrorKind::UnexpectedEof => "the copy was cut short".into(),
+        io::ErrorKind::BrokenPipe => "nobody takes the copy any more".into(),
+        _ => format!("the copy broke off: {e}"),
+    };
+    Error { text, stream: Some(e.kind()) }
 }
 
 fn nonsense() -> Error {
-    Error("what arrives is no copy of files".into())
+    Error::new("what arrives is no copy of files".into())
 }
 
 /// Sends `path`. A link is followed only if its name ends in `/`.
@@ -95,9 +126,9 @@ fn pack_entry(path: &Path, name: &OsStr, to: &mut impl Write, depth: usize) -> R
         fs::read_link(path).map_err(at("read the link", path))?.into_os_string().put(&mut head);
         to.write_all(&head).map_err(broken)
     } else if about.is_dir() {
-        let deeper = depth
-            .checked_sub(1)
-            .ok_or_else(|| Error(format!("{}: more than {DEPTH} directories within each other", path.display())))?;
+        let deeper = depth.checked_sub(1).ok_or_else(|| {
+            Error::new(format!("{}: more than {DEPTH} directories within each other", path.display()))
+        })?;
         meta(DIRECTORY);
         to.write_all(&head).map_err(broken)?;
         for entry in fs::read_dir(path).map_err(at("list", path))? {
@@ -136,7 +167,7 @@ pub fn unpack(path: &Path, from: &mut impl Read) -> Result<(), Error> {
     let (directory, name) = match (fs::metadata(path).is_ok_and(|about| about.is_dir()), path.file_name()) {
         (true, _) => (path, None),
         (false, Some(name)) => (path.parent().unwrap_or(Path::new("/")), Some(name)),
-        (false, None) => return Err(Error(format!("{}: no such directory", path.display()))),
+        (false, None) => return Err(Error::new(format!("{}: no such directory", path.display()))),
     };
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let mut receiver = Receiver { from, stack: Vec::new() };

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -14,6 +14,9 @@ use crate::sys;
 
 /// As docker has it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Of copies.
+const BUFFER: usize = 64 << 10;
 
 /// A process that was made; whether it became the command is what `report` tells.
 #[derive(Debug)]
@@ -103,7 +106,10 @@ fn prepare(exec: &Exec, user: &User, stdio: [RawFd; 3]) -> Result<(), Outcome> {
         // So that programs can open it again by name. Fails on the file systems of others.
         let _ = std::os::unix::fs::fchown(io::stdin(), Some(user.uid), None);
     }
-    sys::become_user(user.uid, user.gid, &user.groups).map_err(failed(format!("become user {}", user.name)))?;
+    // An agent that is not root can only start what runs as itself.
+    if sys::user() == 0 || user.uid != sys::user() {
+        sys::become_user(user.uid, user.gid, &user.groups).map_err(failed(format!("become user {}", user.name)))?;
+    }
     let cwd = exec.cwd.as_deref().unwrap_or(Path::new("/"));
     let entered = std::env::set_current_dir(cwd);
     let entered = if exec.cwd_or_root { entered.or_else(|_| std::env::set_current_dir("/")) } else { entered };
@@ -111,9 +117,10 @@ fn prepare(exec: &Exec, user: &User, stdio: [RawFd; 3]) -> Result<(), Outcome> {
 }
 
 fn copy(task: &Task) -> Result<(), tree::Error> {
+    let stream = |number| sys::inherited(number).map_err(tree::Error::from);
     match task {
-        Task::Pack(path) => tree::pack(path, &mut io::stdout().lock()),
-        Task::Unpack(path) => tree::unpack(path, &mut io::stdin().lock()),
+        Task::Pack(path) => tree::pack(path, &mut BufWriter::with_capacity(BUFFER, File::from(stream(1)?))),
+        Task::Unpack(path) => tree::unpack(path, &mut BufReader::with_capacity(BUFFER, File::from(stream(0)?))),
         Task::Command(_) => Ok(()),
     }
 }

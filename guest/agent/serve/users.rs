@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::sys;
+
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -13,10 +15,12 @@ pub struct User {
     pub home: String,
 }
 
-/// Finds `who`: a name or number, and perhaps `:` and a group's name or number. Numbers need no entry.
+/// Finds `who`: a name or number, and perhaps `:` and a group's name or number. Numbers need no entry. None: whoever the
+/// agent is, which is root.
 pub fn find(who: Option<&str>) -> Result<User, String> {
     let read = |path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    lookup(who.unwrap_or("0"), &read("/etc/passwd"), &read("/etc/group"))
+    let own = sys::user().to_string();
+    lookup(who.unwrap_or(&own), &read("/etc/passwd"), &read("/etc/group"))
 }
 
 fn lookup(who: &str, passwd: &str, group: &str) -> Result<User, String> {
