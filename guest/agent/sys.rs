@@ -2,7 +2,7 @@
 //! unsafe code of the agent; everything here is safe to call from its one thread.
 
 // UNSAFETY: calls of C functions, with what each needs said at the call.
-#![allow(unsafe_code)]
+#![expect(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_short, c_uint, c_ulong, c_void};
 use std::fs::File;
@@ -290,11 +290,7 @@ pub fn begin_program(stdio: [RawFd; 3], terminal: bool) -> io::Result<()> {
     // SAFETY: numbers only; the mask is a sigset_t of the C library's size.
     unsafe {
         check(setsid())?;
-        for number in 1..=64 {
-            // Fails for those that cannot be changed.
-            signal(number, 0);
-        }
-        sigprocmask(2, &[0; 16], std::ptr::null_mut());
+        default_signals();
         if terminal {
             check(ioctl(stdio[0], TIOCSCTTY, 0))?;
         }
@@ -325,6 +321,18 @@ pub fn become_user(user: u32, group: u32, groups: &[u32]) -> io::Result<()> {
 pub fn ignore_broken_pipes() {
     // SAFETY: numbers only; 1 is SIG_IGN.
     unsafe { signal(SIGPIPE, 1) };
+}
+
+/// All signals do what they do by default, and none is blocked.
+pub fn default_signals() {
+    // SAFETY: numbers, and a mask of the size of the C library's sigset_t.
+    unsafe {
+        for number in 1..=64 {
+            // Fails for those that cannot be changed.
+            signal(number, 0);
+        }
+        sigprocmask(2, &[0; 16], std::ptr::null_mut());
+    }
 }
 
 /// Closes everything but the first three descriptors. For a process that is about to end without its destructors.

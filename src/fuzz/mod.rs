@@ -9,9 +9,11 @@
 //! | `registers` | registers of both transports, PCI configuration space, ports, I/O APIC |
 //! | `files` | kernels, initial RAM file systems, disk images |
 //! | `kernels` | kernel packages and modules |
+//! | `agent` | what the agent in a guest says, files that are copied out of it |
 //! | `cpu` | the software CPU: bytes as guest code |
 //! | `texts` | device options, specification files, kernel command lines |
 
+mod agent;
 mod cpu;
 mod files;
 mod kernels;
@@ -63,6 +65,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "image", run: files::image, seeds: files::images },
     Target { name: "package", run: kernels::package, seeds: kernels::packages },
     Target { name: "module", run: kernels::module, seeds: kernels::modules },
+    Target { name: "agent", run: agent::frames, seeds: agent::frame_seeds },
+    Target { name: "copy", run: agent::files, seeds: agent::file_seeds },
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },

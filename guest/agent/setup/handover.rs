@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -25,7 +25,9 @@ pub fn begin(init: Option<&[String]>) -> Result<(), String> {
     if !sys::divide().map_err(fail)? {
         // Process 1. Its number is all that makes an init.
         drop(told);
+        // Nobody's fault if the kernel has no such thing.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+        sys::default_signals();
         let error = sys::become_program(&program, &arguments, &environment);
         let _ = std::io::Write::write_all(&mut File::from(tell), reason(&error).as_bytes());
         // The agent says why and powers off; until then this must not end.
@@ -42,12 +44,13 @@ pub fn begin(init: Option<&[String]>) -> Result<(), String> {
     }
 }
 
-/// Asks the init to power off, as its own users do.
+/// Asks the init to power off, as its own users do, and waits until it does.
 pub fn ask() {
-    for command in ["systemctl", "poweroff", "halt"] {
-        let arguments: &[&str] =
-            if command == "halt" { &["-p"] } else { &["poweroff"][..usize::from(command == "systemctl")] };
-        if Command::new(command).args(arguments).status().is_ok_and(|status| status.success()) {
+    for command in [&["systemctl", "poweroff"][..], &["poweroff"], &["halt", "-p"]] {
+        let Some((program, arguments)) = command.split_first() else { continue };
+        let mut asked = Command::new(program);
+        asked.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if asked.status().is_ok_and(|status| status.success()) {
             sleep(PATIENCE);
         }
     }
