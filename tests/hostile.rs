@@ -48,6 +48,7 @@ const DEVICES: &[(&str, &[&str])] = &[
     ("vsock", &["--vsock", "DIR/vsock"]),
     ("balloon", &["--balloon", "size=8M,stats=1,free-page-reporting"]),
     ("port", &["--port", "name=test,to=socket=DIR/port"]),
+    ("uart", &["--uart", "to=socket=DIR/uart"]),
     // Its own network namespace has the interface.
     ("net", &["--net", "tap=hostile0"]),
 ];
@@ -142,6 +143,7 @@ impl Run {
         let outcome = std::thread::scope(|scope| {
             scope.spawn(|| chatter(&dir.path().join("console"), b"", &over));
             scope.spawn(|| chatter(&dir.path().join("port"), b"", &over));
+            scope.spawn(|| chatter(&dir.path().join("uart"), b"", &over));
             scope.spawn(|| chatter(&dir.path().join("vsock"), b"CONNECT 1\n", &over));
             scope.spawn(|| serve(&dir.path().join("vsock_1"), &over));
             let most = watch(&mut session);

@@ -19,6 +19,7 @@ pub mod rng;
 pub mod rtc;
 pub mod serial;
 pub mod throttle;
+pub mod uart;
 pub mod vsock;
 
 use std::fmt::Debug;
@@ -30,6 +31,7 @@ pub use options::{Key, OptionError, Options};
 /// Every kind of device; the order is that of `--help` and of PCI slots.
 pub const KINDS: &[&dyn Kind] = &[
     &serial::Kind,
+    &uart::Kind,
     &console::Kind,
     &blk::Kind,
     &net::Kind,
@@ -82,6 +84,10 @@ pub trait Spec: Debug + Send + Sync {
     /// cannot be repeated.
     fn timed(&self) -> Option<&'static str> {
         None
+    }
+    /// How many serial ports the kernel has to look for, if this is one.
+    fn serial_ports(&self) -> u32 {
+        0
     }
     /// For a device that can be the kernel's console but gives way to a better one.
     fn plain_console(&self) -> Option<PlainConsole> {

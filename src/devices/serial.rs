@@ -1,8 +1,11 @@
-//! A 16550 serial port, COM1 (`ttyS0`): early messages, and the console of kernels without a virtio console driver.
+//! A 16550 serial port, COM1 (`ttyS0`): early messages, and the console of kernels without a virtio console driver. Also
+//! the registers of COM2, which `uart` makes a port for data of.
 //!
 //! Registers are those of the TI TL16C550 data sheet (`vm-superio`). Guest accesses come on vCPU threads, input comes
-//! on the event loop. Output never waits: what a slow reader leaves no room for is lost and counted.
+//! on the event loop. Output of a console never waits: what a slow reader leaves no room for is lost and counted. On a
+//! port for data the transmitter stays busy until there is room.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,7 +18,7 @@ use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::ConsoleOutput;
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, PlainConsole, Spec};
 use crate::host::chardev::{TARGETS, Target};
-use crate::host::stream::{Claim, Listener, WhenFull};
+use crate::host::stream::{Claim, Listener, Stream, WhenFull};
 use crate::irq::IrqLine;
 
 /// First port of COM1.
@@ -23,10 +26,11 @@ pub const PORT: u16 = 0x3f8;
 /// Interrupt of COM1. Not the 4 of a PC: every pin of the I/O APIC costs a starting kernel some 25 exits.
 pub const GSI: u32 = 1;
 /// Number of registers.
-const REGISTERS: u16 = 8;
+pub(super) const REGISTERS: u16 = 8;
 
-/// Receive buffer.
+/// Receive buffer, and what is to be sent.
 const RBR: u8 = 0;
+const THR: u8 = 0;
 /// Interrupt enable; bit 0: received data.
 const IER: u8 = 1;
 const IER_RECEIVED: u8 = 1;
@@ -41,11 +45,15 @@ const LCR_DIVISOR: u8 = 0x80;
 /// Modem control; bit 4 connects the output to the input.
 const MCR: u8 = 4;
 const MCR_LOOPBACK: u8 = 0x10;
-/// Line status.
+/// Line status; bits 5 and 6: nothing waits to be sent.
 const LSR: u8 = 5;
+const LSR_SENT: u8 = 0x60;
 
 /// Bytes of the receive FIFO of `vm-superio`.
 const FIFO: usize = 64;
+
+/// Bytes that a guest may write although it was told that the transmitter is busy, or after it was told that it is not.
+const HELD: usize = 64;
 
 /// So many reads of the line status in a row, and nothing else, mean that the guest waits for input without
 /// interrupts. Output reads it once a character.
@@ -106,9 +114,13 @@ impl Spec for SerialSpec {
             len: REGISTERS,
             gsi: Some(GSI),
             hid: Some("PNP0501"),
-            device: SerialPort::new(output, (builder.lines)(GSI)?),
+            device: SerialPort::new(Output::Console(output), (builder.lines)(GSI)?),
         });
         Ok(())
+    }
+
+    fn serial_ports(&self) -> u32 {
+        self.target.is_some().into()
     }
 
     fn plain_console(&self) -> Option<PlainConsole> {
@@ -127,9 +139,36 @@ impl Trigger for Line {
     }
 }
 
-impl io::Write for ConsoleOutput {
+/// Where the guest's bytes go.
+pub(super) enum Output {
+    /// What there is no room for is lost.
+    Console(ConsoleOutput),
+    /// Nothing is lost.
+    Data(Stream),
+}
+
+impl Output {
+    fn stream(&self) -> &Stream {
+        match self {
+            Self::Console(output) => output.stream(),
+            Self::Data(stream) => stream,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        match self {
+            Self::Console(_) => true,
+            Self::Data(stream) => stream.has_room(),
+        }
+    }
+}
+
+impl io::Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(ConsoleOutput::write(self, bytes, WhenFull::Drop))
+        Ok(match self {
+            Self::Console(output) => output.write(bytes, WhenFull::Drop),
+            Self::Data(stream) => stream.write(bytes, WhenFull::Drop),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -138,24 +177,26 @@ impl io::Write for ConsoleOutput {
 }
 
 /// The port on the bus.
-struct SerialPort {
+pub(super) struct SerialPort {
     uart: Mutex<Uart>,
 }
 
 struct Uart {
-    registers: Serial<Line, NoEvents, ConsoleOutput>,
+    registers: Serial<Line, NoEvents, Output>,
     input: Claim,
+    /// Bytes that the guest has sent and there is no room for yet: the transmitter is busy.
+    held: VecDeque<u8>,
     /// Reads of the line status in a row.
     polls: u8,
 }
 
 impl SerialPort {
-    fn new(output: ConsoleOutput, line: Arc<dyn IrqLine>) -> Arc<Self> {
+    pub(super) fn new(output: Output, line: Arc<dyn IrqLine>) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
             let listener: Weak<dyn Listener> = this.clone();
             let input = output.stream().claim(listener);
             let registers = Serial::new(Line(line), output);
-            Self { uart: Mutex::new(Uart { registers, input, polls: 0 }) }
+            Self { uart: Mutex::new(Uart { registers, input, held: VecDeque::new(), polls: 0 }) }
         })
     }
 
@@ -169,6 +210,30 @@ impl Uart {
     /// lost.
     fn listens(&mut self) -> bool {
         (self.interrupts() || self.polls >= POLLING) && self.registers.read(MCR) & MCR_LOOPBACK == 0
+    }
+
+    /// Whether a write to the first register is something to be sent.
+    fn sends(&mut self, register: u8) -> bool {
+        register == THR && self.registers.read(LCR) & LCR_DIVISOR == 0 && self.registers.read(MCR) & MCR_LOOPBACK == 0
+    }
+
+    fn send(&mut self, byte: u8) {
+        if self.held.is_empty() && self.registers.writer().has_room() {
+            // Cannot fail: the line always works, and so does output.
+            let _ = self.registers.write(THR, byte);
+        } else if self.held.len() < HELD {
+            self.held.push_back(byte);
+        }
+    }
+
+    /// Sends what was held back, as far as there is room. The last byte interrupts, as that of a real port does.
+    fn release(&mut self) {
+        while self.registers.writer().has_room()
+            && let Some(byte) = self.held.pop_front()
+        {
+            // As above.
+            let _ = self.registers.write(THR, byte);
+        }
     }
 
     /// What interrupted. `vm-superio` forgets received data at the first byte read, but a driver that took a part asks
@@ -229,7 +294,11 @@ impl BusDevice for SerialPort {
         if register == LSR && before < POLLING && uart.polls >= POLLING {
             uart.fill();
         }
-        *first = if register == IIR { uart.identify() } else { uart.registers.read(register) };
+        *first = match register {
+            IIR => uart.identify(),
+            LSR if !uart.held.is_empty() => uart.registers.read(LSR) & !LSR_SENT,
+            _ => uart.registers.read(register),
+        };
         if register == RBR && uart.registers.fifo_capacity() == FIFO {
             uart.fill();
         }
@@ -239,6 +308,10 @@ impl BusDevice for SerialPort {
         let (Some(&value), Ok(register)) = (data.first(), u8::try_from(offset)) else { return };
         let mut uart = self.uart();
         uart.polls = 0;
+        if uart.sends(register) {
+            uart.send(value);
+            return;
+        }
         // Neither can fail: the line cannot, and output never does.
         let _ = uart.registers.write(register, value);
         // With the divisor shown, neither of the two registers is what it else is.
@@ -253,7 +326,9 @@ impl BusDevice for SerialPort {
 
 impl Listener for SerialPort {
     fn ready(&self) {
-        self.uart().fill();
+        let mut uart = self.uart();
+        uart.release();
+        uart.fill();
     }
 }
 
@@ -293,7 +368,7 @@ mod tests {
         let output = quiet_hub().open("serial0", &Target::Socket(path.clone()), &events.handle()).unwrap();
         let stream = output.stream().clone();
         let pulses = Arc::new(Pulses::default());
-        let port = SerialPort::new(output, pulses.clone());
+        let port = SerialPort::new(Output::Console(output), pulses.clone());
         let client = UnixStream::connect(path).unwrap();
         client.set_read_timeout(Some(LONG)).unwrap();
         wait(|| stream.connected());

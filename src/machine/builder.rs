@@ -32,7 +32,7 @@ use crate::mem::{Backing, Ram};
 use crate::spec::{MachineSpec, Size, SpecError, Transport};
 
 /// Pin 0 stays unused (kernels take interrupt 0 for none) and so does 2 (they keep it for the cascade of old PCs);
-/// 1 is the serial port, 3 the power button; then one for each
+/// 1 is the serial ports, 3 the power button; then one for each
 /// virtio-mmio device.
 const FIRST_FREE_PIN: u32 = 4;
 /// The power button's interrupt.
@@ -70,7 +70,8 @@ fn command_line(spec: &MachineSpec, devices: &[Box<dyn Spec>]) -> Result<String,
     let quiet = spec.append.iter().flat_map(|words| words.split_whitespace()).any(|word| word == "quiet");
     let word = |console: &PlainConsole| if better_console { console.early } else { console.main }.to_string();
     device_words.extend(plain.iter().filter(|_| !(better_console && quiet)).map(word));
-    let machine = cmdline::Machine { device_words: &device_words, uarts: plain.len() as u32, kernel_under_test: false };
+    let uarts = devices.iter().map(|device| device.serial_ports()).max().unwrap_or(0);
+    let machine = cmdline::Machine { device_words: &device_words, uarts, kernel_under_test: false };
     let defaults = cmdline::default_words(&machine);
     let append: Vec<_> = spec.append.iter().cloned().collect();
     Ok(cmdline::compose(&defaults, spec.cmdline.as_deref(), &append)?)

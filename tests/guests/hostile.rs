@@ -260,7 +260,13 @@ impl Guest {
         for slot in 0..32 {
             let at = MMIO_FIRST + slot * 0x1000;
             if r(at, 4) == 0x7472_6976 && r(at + 8, 4) != 0 {
-                self.add(Device { kind: r(at + 8, 4), base: at, config: at + 0x100, notify: at + 0x50, ..self.devices[0] });
+                self.add(Device {
+                    kind: r(at + 8, 4),
+                    base: at,
+                    config: at + 0x100,
+                    notify: at + 0x50,
+                    ..self.devices[0]
+                });
             }
         }
         for slot in 0..32 {
@@ -700,7 +706,8 @@ impl Guest {
     }
 
     fn port(&mut self) {
-        const KNOWN: [u16; 12] = [0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x70, 0x71, 0x61, 0xcf8, 0xcfc, 0x505];
+        const KNOWN: [u16; 15] =
+            [0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x2f8, 0x2f9, 0x2fc, 0x70, 0x71, 0x61, 0xcf8, 0xcfc, 0x505];
         let port = match self.random.below(4) {
             0 => self.random.next() as u16,
             _ => KNOWN[self.random.below(KNOWN.len() as u64) as usize],
