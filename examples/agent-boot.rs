@@ -143,7 +143,7 @@ fn main() {
                 exec.terminal = Some(Size { columns: 80, rows: 24 });
             }
             let t = Instant::now();
-            let mut p = agent.exec(&exec, Io { stdin: Input::None, ..Io::inherit().unwrap() }).unwrap();
+            let p = agent.exec(&exec, Io { stdin: Input::None, ..Io::inherit().unwrap() }).unwrap();
             let o = p.wait(Some(Instant::now() + Duration::from_secs(60)));
             eprintln!("[{:?}] {command:?}: {o:?} in {:?}", begin.elapsed(), t.elapsed());
         }

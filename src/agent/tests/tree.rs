@@ -91,7 +91,7 @@ fn no_stream_escapes() {
     fs::create_dir(&outside).unwrap();
     let file = |name: &str| entry(1, name, &[1, 0, 0, 0, b'x', 0, 0, 0, 0]);
     let target = outside.to_str().unwrap();
-    let mut streams: Vec<Vec<u8>> = ["..", ".", "", "a/b", "../out/x", "a\0b"].map(|name| file(name)).to_vec();
+    let mut streams: Vec<Vec<u8>> = ["..", ".", "", "a/b", "../out/x", "a\0b"].map(file).to_vec();
     // A link that the stream made, then a directory, and a file, of the same name.
     streams.push([entry(2, "d", &[]), link("l", target), entry(2, "l", &[]), file("evil")].concat());
     streams.push([entry(2, "d", &[]), link("evil", &format!("{target}/evil")), entry(2, "evil", &[])].concat());
