@@ -73,7 +73,7 @@ pub enum Error {
     Host(&'static str, Arc<std::io::Error>),
 }
 
-/// A guest's agent. Dropping it closes the connection; the guest goes on.
+/// A guest's agent. Dropping it closes the connection, and a guest without its host powers off.
 #[derive(Debug)]
 pub struct Agent {
     connection: Arc<Connection>,

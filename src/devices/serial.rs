@@ -143,7 +143,7 @@ impl Trigger for Line {
 pub(super) enum Output {
     /// What there is no room for is lost.
     Console(ConsoleOutput),
-    /// Nothing is lost.
+    /// Nothing is lost: also what is sent before somebody connects on the host waits.
     Data(Stream),
 }
 

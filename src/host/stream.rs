@@ -210,11 +210,10 @@ impl Stream {
         bytes.len()
     }
 
-    /// Whether a byte written now would be taken, or lost because nobody will ever read it. If not, the listeners hear of
-    /// it when that changes.
+    /// Whether a byte written now is kept for the reader, not lost. The listeners hear of it when that changes.
     pub fn has_room(&self) -> bool {
         let output = self.0.output();
-        output.sink.is_none() || output.broken || output.stalled || output.pending.len() < OUTPUT_CAPACITY
+        output.sink.is_some() && !output.broken && output.pending.len() < OUTPUT_CAPACITY
     }
 
     /// Whether what its device sees depends on the guest alone: all input is there from the beginning, and nobody is ever
