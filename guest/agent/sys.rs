@@ -84,6 +84,8 @@ struct SockaddrVm {
 
 pub const IN: c_short = 1;
 pub const OUT: c_short = 4;
+const ERR: c_short = 8;
+const HUP: c_short = 16;
 
 pub const MS_RDONLY: c_ulong = 1;
 pub const MS_NOSUID: c_ulong = 2;
@@ -99,6 +101,7 @@ pub const EBUSY: i32 = 16;
 pub const EEXIST: i32 = 17;
 pub const ENODEV: i32 = 19;
 pub const EINVAL: i32 = 22;
+pub const EAFNOSUPPORT: i32 = 97;
 
 pub const SIGKILL: i32 = 9;
 pub const SIGTERM: i32 = 15;
@@ -200,6 +203,11 @@ impl PollFd {
     /// Waits for `events` of `fd`, which must stay open until [`wait`] returns.
     pub fn new(fd: impl AsFd, events: c_short) -> Self {
         Self { fd: fd.as_fd().as_raw_fd(), events, revents: 0 }
+    }
+
+    /// Whether the other end is gone.
+    pub fn broken(self) -> bool {
+        self.revents & (ERR | HUP) != 0
     }
 
     /// Whether something happened: what was asked for, or an end, or an error.

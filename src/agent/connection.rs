@@ -158,7 +158,8 @@ impl Connection {
     fn why(&self) -> Error {
         match &self.state().stage {
             Stage::Over(why) => why.clone(),
-            _ => Error::Gone("the connection was closed".into()),
+            // It ends just now.
+            _ => Error::Gone("the guest has ended".into()),
         }
     }
 
@@ -238,13 +239,13 @@ impl Connection {
     /// The last that happens.
     fn over(&self, why: Error) {
         self.end();
+        self.queue().ended = true;
         let sessions = {
             let mut state = self.state();
             state.stage = Stage::Over(why.clone());
             self.changed.notify_all();
             std::mem::take(&mut state.sessions)
         };
-        self.queue().ended = true;
         self.queued.notify_all();
         sessions.values().for_each(|session| session.abandon(&why));
     }

@@ -65,7 +65,7 @@ impl Server {
 
     fn turn(&mut self) -> io::Result<Option<End>> {
         self.link.flush()?;
-        for (source, _) in self.wait()?.into_iter().filter(|(_, fd)| fd.ready()) {
+        for (source, fd) in self.wait()?.into_iter().filter(|(_, fd)| fd.ready()) {
             match source {
                 Source::Link => {
                     self.link.fill()?;
@@ -79,7 +79,7 @@ impl Server {
                 Source::Children => self.reap(),
                 Source::Session(id, part) => {
                     if let Some(session) = self.sessions.get_mut(&id) {
-                        session.ready(part, &mut self.link);
+                        session.ready(part, fd.broken(), &mut self.link);
                     }
                 }
             }

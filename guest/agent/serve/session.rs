@@ -107,12 +107,11 @@ impl Session {
         self.outputs.iter().flatten().any(|output| full || output.credit == 0)
     }
 
-    /// Something happened to `part`.
-    pub fn ready(&mut self, part: Part, link: &mut Link) {
+    /// Something happened to `part`; `broken`: its other end is gone.
+    pub fn ready(&mut self, part: Part, broken: bool, link: &mut Link) {
         match part {
             Part::Report => self.read_report(link),
-            // Nothing was to be written: its reader is gone.
-            Part::Input if self.stdin.as_ref().is_some_and(|input| input.waiting.is_empty()) => self.close_input(link),
+            Part::Input if broken => self.close_input(link),
             Part::Input => self.write_input(link),
             Part::Output(index) => self.read_output(index, link),
         }

@@ -21,6 +21,8 @@ pub fn open(channel: &Channel) -> Result<Link, String> {
     let end = Instant::now() + PATIENCE;
     let opened = loop {
         match attempt(channel) {
+            // No driver will come that is not here by now.
+            Err(e) if e.raw_os_error() == Some(sys::EAFNOSUPPORT) => break Err(e),
             Err(_) if Instant::now() < end => sleep(PAUSE),
             result => break result,
         }
@@ -31,7 +33,10 @@ pub fn open(channel: &Channel) -> Result<Link, String> {
             Channel::Port { name } => format!("the virtio port {name}"),
             Channel::Uart { device } => device.clone(),
         };
-        format!("cannot reach the host through {name}: {}", reason(&e))
+        match e.raw_os_error() {
+            Some(sys::EAFNOSUPPORT) => format!("this kernel has no vsock (CONFIG_VIRTIO_VSOCKETS) to reach {name}"),
+            _ => format!("cannot reach the host through {name}: {}", reason(&e)),
+        }
     })
 }
 
