@@ -25,7 +25,6 @@ mod process;
 pub mod protocol;
 mod pump;
 mod session;
-mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +38,6 @@ pub use process::Process;
 pub use protocol::{
     Access, Address, Channel, Exec, Mount, Network, Outcome, Plan, Ready, Root, Size, Task, plan::PATH as PLAN_PATH,
 };
-pub use terminal::Attached;
 
 use connection::Connection;
 use protocol::Message;

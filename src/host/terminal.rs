@@ -11,7 +11,7 @@
 #![expect(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Once, OnceLock};
 
@@ -104,13 +104,6 @@ pub fn resizes() -> io::Result<&'static OwnedFd> {
         let _ = RESIZED.set(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     }
     RESIZED.get().ok_or_else(|| io::Error::other("no event descriptor"))
-}
-
-/// The descriptor of [`resizes`], to wait for.
-pub fn resizes_fd() -> io::Result<BorrowedFd<'static>> {
-    let fd = resizes()?.as_raw_fd();
-    // SAFETY: the event descriptor lives in a static and is never closed.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// Window size of the terminal behind `fd`; none if it is not a terminal or does not know.

@@ -142,7 +142,7 @@ impl<'a> Client<'a> {
     }
 
     fn ended(mut self) -> io::Result<()> {
-        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let Some(process) = self.process.take() else { return Ok(()) };
         let message = match process.wait(None) {
             Ok(outcome) => Message::Ended(outcome),
             Err(e) => Message::Failed { what: e.to_string() },

@@ -82,7 +82,7 @@ impl Session {
         let over = process.as_fd().try_clone_to_owned()?;
         *guest.process() = Some(process);
         until_over(guest, over.as_fd(), exec.terminal.is_some())?;
-        let Some(mut process) = guest.process().take() else { return Ok(()) };
+        let Some(process) = guest.process().take() else { return Ok(()) };
         let outcome = process.wait(None);
         let first_output = process.first_output();
         guest.note(|progress| progress.first_output = first_output);

@@ -32,6 +32,7 @@ fn exec() -> impl Strategy<Value = Exec> {
             task,
             env,
             clear_env,
+            cwd_or_root: clear_env,
             cwd: cwd.map(Into::into),
             user,
             terminal,
