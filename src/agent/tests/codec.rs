@@ -26,15 +26,14 @@ fn task() -> impl Strategy<Value = Task> {
 
 fn exec() -> impl Strategy<Value = Exec> {
     let env = prop::collection::vec((os(), os()), 0..4);
-    let (cwd, user, terminal) =
-        (prop::option::of((os(), any::<bool>())), prop::option::of(".{0,9}"), prop::option::of(size()));
+    let (cwd, user, terminal) = (prop::option::of(os()), prop::option::of(".{0,9}"), prop::option::of(size()));
     (task(), env, any::<bool>(), cwd, user, terminal, any::<bool>()).prop_map(
         |(task, env, clear_env, cwd, user, terminal, stdin)| Exec {
             task,
             env,
             clear_env,
-            cwd_or_root: cwd.as_ref().is_some_and(|(_, or_root)| *or_root),
-            cwd: cwd.map(|(path, _)| path.into()),
+            cwd_or_root: clear_env,
+            cwd: cwd.map(Into::into),
             user,
             terminal,
             stdin,

@@ -49,9 +49,8 @@ pub(in crate::engine::soft) struct Tlb {
     entries: Vec<Entry>,
     code: Box<[CodeEntry]>,
     generation: u64,
-    /// First entry of the set in force.
+    /// The set in force: its first entry, and the number of that.
     set: *const Entry,
-    /// Its number.
     first: usize,
     user: bool,
     /// Counts flushes; whoever caches what depends on translations compares it.
@@ -71,7 +70,7 @@ impl Default for Tlb {
             code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
             generation: 1,
             first: 0,
-            user: true,
+            user: false,
             epoch: 0,
             local: Vec::with_capacity(LOCAL),
             large: None,
@@ -84,11 +83,6 @@ impl Tlb {
     fn entry(&self, at: u64) -> &Entry {
         // SAFETY: `choose` has `set` point to one of the sets, which are not moved; the rest is below ENTRIES.
         unsafe { &*self.set.add((at >> 12) as usize % ENTRIES) }
-    }
-
-    /// Number of the entry for linear `at` in the set in force.
-    fn index(&self, at: u64) -> usize {
-        self.first + (at >> 12) as usize % ENTRIES
     }
 
     /// Host address of `T` at linear `at` if it may be read there; none where the slow way must be gone. An operand that
@@ -126,7 +120,7 @@ impl Tlb {
         if self.checks_alignment() {
             return;
         }
-        let index = self.index(at);
+        let index = self.first + (at >> 12) as usize % ENTRIES;
         if !global && self.local.len() < LOCAL {
             self.local.push(index as u32);
         }
@@ -169,8 +163,7 @@ impl Tlb {
             (false, false) => ENTRIES,
             (false, true) => 2 * ENTRIES,
         };
-        debug_assert!(self.first + ENTRIES <= self.entries.len());
-        // SAFETY: within the entries: `first` is that of one of the SETS.
+        // SAFETY: each of these is the start of a set.
         self.set = unsafe { self.entries.as_mut_ptr().add(self.first) };
     }
 
