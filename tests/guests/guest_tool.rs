@@ -6,13 +6,16 @@
 //!     guest-tool connect CID PORT             stdin to a vsock connection, then what comes back to stdout
 //!     guest-tool echo PORT                    takes one vsock connection and sends back what comes
 //!     guest-tool watchpoint                   watches a variable of a child by a debug register, as debuggers do
+//!     guest-tool posix DIR                    what programs rely on in a file system, see posix.rs
+
+mod posix;
 
 use std::ffi::{c_int, c_long, c_ulong};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 unsafe extern "C" {
     fn ioperm(from: c_ulong, num: c_ulong, on: c_int) -> c_int;
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         ["connect", cid, port] => send_and_receive(number(cid) as u32, number(port) as u32),
         ["echo", port] => echo(number(port) as u32),
         ["watchpoint"] => watchpoint(),
+        ["posix", dir] => posix::posix(dir),
         _ => Err(io::Error::other("unknown command")),
     };
     match done {
