@@ -105,14 +105,7 @@ impl Backend for UserNet {
     }
 
     fn send(&self, packet: &[IoBuf]) -> io::Result<()> {
-        let mut bytes = vec![0; packet.iter().map(IoBuf::len).sum()];
-        let mut rest = bytes.as_mut_slice();
-        for buf in packet {
-            let (part, after) = rest.split_at_mut(buf.len().min(rest.len()));
-            buf.copy_to(part);
-            rest = after;
-        }
-        self.stack().input(&bytes);
+        self.stack().input_from(packet);
         Ok(())
     }
 

@@ -2,11 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use smoltcp::wire::{
-    DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, IpProtocol, UdpPacket, UdpRepr,
-};
+use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, IpProtocol, UdpPacket, UdpRepr};
 
-use super::addresses::{DNS, GATEWAY, GUEST, MTU};
+use super::addresses::{DNS, GATEWAY, GUEST};
 use super::context::Context;
 use super::frame::{self, Datagram, Route};
 
@@ -16,8 +14,6 @@ const CLIENT: u16 = 68;
 /// Seconds; clients renew after half of it.
 const LEASE: u32 = 86400;
 const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
-/// Interface MTU (RFC 2132, section 5.1).
-const OPTION_MTU: u8 = 26;
 
 /// Answers a message of a client. None if there is nothing to say to it.
 pub(super) fn answer(context: &mut Context, datagram: &Datagram<'_>) -> Option<()> {
@@ -43,8 +39,6 @@ pub(super) fn answer(context: &mut Context, datagram: &Datagram<'_>) -> Option<(
 fn reply(context: &mut Context, datagram: &Datagram<'_>, request: &DhcpRepr<'_>, kind: DhcpMessageType) -> Option<()> {
     let refused = kind == DhcpMessageType::Nak;
     let informed = request.message_type == DhcpMessageType::Inform;
-    let mtu = MTU.to_be_bytes();
-    let options = [DhcpOption { kind: OPTION_MTU, data: &mtu }];
     let answer = DhcpRepr {
         message_type: kind,
         transaction_id: request.transaction_id,
@@ -66,7 +60,7 @@ fn reply(context: &mut Context, datagram: &Datagram<'_>, request: &DhcpRepr<'_>,
         lease_duration: (!refused && !informed).then_some(LEASE),
         renew_duration: None,
         rebind_duration: None,
-        additional_options: if refused { &[] } else { &options },
+        additional_options: &[],
     };
     // A client without an address hears a broadcast, if nothing else (section 4.1).
     let has_address = !request.client_ip.is_unspecified() && !refused;

@@ -289,7 +289,8 @@ impl Dns {
     /// When [`Dns::expire`] has something to do.
     pub(super) fn next_time(&self) -> Option<Instant> {
         let queries = self.pending.values().map(|pending| pending.until);
-        queries.chain(self.clients.values().map(|client| client.last + IDLE)).min()
+        let still = self.clients.values().filter(|client| client.pending == 0).map(|client| client.last + IDLE);
+        queries.chain(still).min()
     }
 }
 

@@ -7,7 +7,7 @@ use smoltcp::wire::{
     IpProtocol, NdiscNeighborFlags, NdiscRepr,
 };
 
-use super::addresses::{DNS, DNS6, GATEWAY, GATEWAY6, MAC, MTU, NETWORK6, PREFIX6, ROUTER6, Role, role};
+use super::addresses::{DNS, DNS6, GATEWAY, GATEWAY6, MAC, NETWORK6, PREFIX6, ROUTER6, Role, role};
 use super::context::{Context, is_guests, is_link_local};
 use super::frame::{self, Datagram, Frame, Route};
 
@@ -96,7 +96,7 @@ pub(super) fn discovery(context: &mut Context, datagram: &Datagram<'_>) -> Optio
     Some(())
 }
 
-/// Type 134 with the router's Ethernet address, MTU, prefix and resolver. The checksum is zero.
+/// Type 134 with the router's Ethernet address, the prefix and the resolver. The checksum is zero. The MTU is the card's.
 fn router_advertisement() -> Vec<u8> {
     let mut bytes = vec![134, 0, 0, 0, 64, 0];
     bytes.extend(ROUTER_LIFETIME.to_be_bytes());
@@ -104,8 +104,6 @@ fn router_advertisement() -> Vec<u8> {
     bytes.extend([0; 8]);
     bytes.extend([1, 1]);
     bytes.extend(MAC.0);
-    bytes.extend([5, 1, 0, 0]);
-    bytes.extend(u32::from(MTU).to_be_bytes());
     // On this link, and good to make addresses from.
     bytes.extend([3, 4, PREFIX6, 0xc0]);
     bytes.extend(FOR_EVER.to_be_bytes());

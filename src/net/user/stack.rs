@@ -22,6 +22,7 @@ use super::tcp::{self, Offload, Tcp};
 use super::udp::{self, Udp};
 use super::{Error, dhcp, link};
 use crate::host::log_limit::LogLimit;
+use crate::host::vectored::IoBuf;
 
 /// Frames made before the host's sockets are looked at again.
 const FRAMES_A_TURN: u32 = 16;
@@ -42,8 +43,16 @@ pub(super) struct Stack {
     swept: Instant,
     /// Where datagrams of the host are received.
     room: Vec<u8>,
-    /// A frame that was made, and whose turn it is.
+    /// A frame whose turn it is.
     out: Vec<u8>,
+    /// Where frames of the guest are put together.
+    inbox: Vec<u8>,
+}
+
+/// Where the next frame for the guest is.
+enum Made {
+    Out,
+    Segment(usize),
 }
 
 impl Stack {
@@ -65,6 +74,7 @@ impl Stack {
             swept: context.now,
             room: vec![0; frame::MAX_IP],
             out: Vec::new(),
+            inbox: Vec::new(),
             context,
         })
     }
@@ -85,6 +95,20 @@ impl Stack {
         self.settle();
     }
 
+    /// Takes a frame of the guest's from where it lies in its memory.
+    pub(super) fn input_from(&mut self, packet: &[IoBuf]) {
+        let mut bytes = std::mem::take(&mut self.inbox);
+        bytes.resize(packet.iter().map(IoBuf::len).sum(), 0);
+        let mut rest = bytes.as_mut_slice();
+        for buf in packet {
+            let (part, after) = rest.split_at_mut(buf.len().min(rest.len()));
+            buf.copy_to(part);
+            rest = after;
+        }
+        self.input(&bytes);
+        self.inbox = bytes;
+    }
+
     /// Takes a frame of the guest's, with its virtio header.
     pub(super) fn input(&mut self, bytes: &[u8]) {
         self.context.now = Instant::now();
@@ -100,30 +124,25 @@ impl Stack {
         if self.frames >= FRAMES_A_TURN {
             self.turn();
         }
-        if !self.make_frame() {
+        let made = self.make_frame().or_else(|| {
             self.turn();
-            if !self.make_frame() {
-                self.settle();
-                return None;
-            }
-        }
+            self.make_frame()
+        });
         self.frames += 1;
         self.settle();
-        Some(&self.out)
+        Some(match made? {
+            Made::Out => &self.out,
+            Made::Segment(len) => self.tcp.frame(len),
+        })
     }
 
-    fn make_frame(&mut self) -> bool {
-        if let Some(frame) = self.context.next_frame() {
-            self.out = frame;
-            return true;
-        }
-        match self.tcp.next_frame(&mut self.context) {
+    fn make_frame(&mut self) -> Option<Made> {
+        match self.context.next_frame() {
             Some(frame) => {
-                self.out.clear();
-                self.out.extend_from_slice(frame);
-                true
+                self.out = frame;
+                Some(Made::Out)
             }
-            None => false,
+            None => self.tcp.make_frame(&mut self.context).map(Made::Segment),
         }
     }
 

@@ -1,7 +1,7 @@
 //! TCP: every connection of the guest ends here, in a socket of smoltcp, and goes on in a socket of the host.
 //!
 //! The guest's SYN waits until the host's connection stands, so that it hears of a refusal as if it were there itself.
-//! Packets for the guest are only made when it has room for them ([`Tcp::next_frame`]); until then bytes wait in the
+//! Packets for the guest are only made when it has room for them ([`Tcp::make_frame`]); until then bytes wait in the
 //! buffer of their connection, and when that is full in the host's socket. `connection` moves the bytes.
 
 use std::cmp::Reverse;
@@ -37,6 +37,8 @@ const MOST: usize = 2048;
 const BUFFER: usize = 512 << 10;
 const FEW: usize = 32;
 const SMALL_BUFFER: usize = 64 << 10;
+/// Most times in the list, those that are out of date included.
+const MOST_TIMES: usize = 8 * MOST;
 /// Ports that clients of published ports seem to have.
 const FIRST_PORT: u16 = 49152;
 /// When a connection that should send something and does not is looked at again.
@@ -266,6 +268,15 @@ impl Tcp {
         let at = if in_vain { at.max(now + LATER) } else { at };
         if connection.wants_earlier(at) {
             self.times.push(Reverse((at, id)));
+            self.tidy_times();
+        }
+    }
+
+    /// Drops times that are out of date before there are too many.
+    fn tidy_times(&mut self) {
+        if self.times.len() > MOST_TIMES {
+            let times = self.connections.iter().filter_map(|(id, connection)| Some(Reverse((connection.time()?, *id))));
+            self.times = times.collect();
         }
     }
 
@@ -289,8 +300,8 @@ impl Tcp {
         self.times.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// The next packet for the guest: connections take turns.
-    pub(super) fn next_frame(&mut self, context: &mut Context) -> Option<&[u8]> {
+    /// Makes the next packet for the guest, for [`Tcp::frame`]; returns its length. Connections take turns.
+    pub(super) fn make_frame(&mut self, context: &mut Context) -> Option<usize> {
         let mut made = None;
         while made.is_none() {
             let id = self.ready.pop_front()?;
@@ -304,7 +315,12 @@ impl Tcp {
             made = wire.finish(route.to);
             self.schedule(context.now, id, made.is_none());
         }
-        self.room.get(..made?)
+        made
+    }
+
+    /// The packet that was made last.
+    pub(super) fn frame(&self, len: usize) -> &[u8] {
+        self.room.get(..len).unwrap_or_default()
     }
 }
 

@@ -123,6 +123,10 @@ impl Connection {
         earlier
     }
 
+    pub(super) fn time(&self) -> Option<Instant> {
+        self.time
+    }
+
     /// The time `at`, at which it once wanted to be looked at, has come; false if that is out of date.
     pub(super) fn time_came(&mut self, at: Instant) -> bool {
         let current = self.time == Some(at);
