@@ -88,7 +88,11 @@ const KEYS: &[Key] = &[
     },
     Key { name: "dns", value: "ADDR[:PORT]", about: "user: resolver to ask instead of the host's" },
     Key { name: "mac", value: "MAC", about: "address of the card (random)" },
-    Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
+    Key {
+        name: "mtu",
+        value: "BYTES",
+        about: "largest packet that the guest shall send (that of the tap; user: 65520)",
+    },
     Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },
     Key { name: "offload", value: "on|off", about: "leave checksums and segmentation to the receiver (on)" },
     throttle::BANDWIDTH,

@@ -10,6 +10,7 @@
 //! | `files` | kernels, initial RAM file systems, disk images |
 //! | `kernels` | kernel packages and modules |
 //! | `cpu` | the software CPU: bytes as guest code |
+//! | `user_net` | the network of `--net user` |
 //! | `texts` | device options, specification files, kernel command lines |
 
 mod cpu;
@@ -19,6 +20,7 @@ mod queues;
 mod registers;
 mod shares;
 mod texts;
+mod user_net;
 
 use std::fs::File;
 use std::io::Write;
@@ -49,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "queue", run: queues::memory, seeds: none },
     Target { name: "disk", run: queues::disk, seeds: none },
     Target { name: "net", run: queues::net, seeds: none },
+    Target { name: "user-net", run: user_net::frames, seeds: user_net::seeds },
     Target { name: "console", run: queues::console, seeds: none },
     Target { name: "port", run: queues::port, seeds: none },
     Target { name: "rng", run: queues::rng, seeds: none },
