@@ -1,11 +1,13 @@
-//! Network cards of real guests: both ways, whole and in parts, with and without offloads, after a driver's reset.
+//! Network cards of real guests: both ways, whole and in parts, with and without offloads, after a driver's reset; on tap
+//! interfaces, which need root, and in a network inside the program, which does not.
 
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use common::{BOOT, Guest, Session, host};
 
@@ -91,10 +93,10 @@ fn ping(guest: &mut Session, tap: &Tap) {
     host("ping", &["-c", "3", "-W", "10", &tap.guest().to_string()]);
 }
 
-/// Sends 20 MB both ways.
-fn transfer(guest: &mut Session, tap: &Tap) {
-    let (port, serving) = serve(tap.host());
-    let to = format!("nc {} {port}", tap.host());
+/// Sends 20 MB both ways between the guest and `at`, which the guest calls `host`.
+fn transfer(guest: &mut Session, at: Ipv4Addr, host: &str) {
+    let (port, serving) = serve(at);
+    let to = format!("nc {host} {port}");
     let sent = guest.shell(&format!("{to} </dev/null >/tmp/data; {to} </tmp/data; wc -c </tmp/data"));
     assert!(sent.contains(&format!("\n{LEN}\n")), "{sent}");
     // The guest sends back what it received.
@@ -124,7 +126,7 @@ fn a_card_on_pci() {
     second.code(125).says("is busy: another machine uses it");
     assert_eq!(second.errors.lines().count(), 1, "{second}");
     ping(&mut guest, &tap);
-    transfer(&mut guest, &tap);
+    transfer(&mut guest, tap.host(), &tap.host().to_string());
     // The driver goes and comes back: a reset and a second activation.
     guest.shell("rmmod virtio_net && insmod /modules/*-virtio_net.ko && up");
     ping(&mut guest, &tap);
@@ -143,7 +145,7 @@ fn a_card_with_two_queues_on_mmio() {
     let queues = guest.shell("ls /sys/class/net/eth0/queues | wc -l");
     assert!(queues.contains("\n4\n"), "{queues}");
     ping(&mut guest, &tap);
-    transfer(&mut guest, &tap);
+    transfer(&mut guest, tap.host(), &tap.host().to_string());
     for cpu in ["1", "2"] {
         let pinged = guest.shell(&format!("taskset {cpu} ping -c 2 -W 10 {}", tap.host()));
         assert!(pinged.contains(" 0% packet loss"), "{pinged}");
@@ -210,4 +212,56 @@ fn machines_on_a_switch_reach_each_other_whoever_leaves() {
     assert!(frames.iter().sum::<usize>() > 8 << 20 && frames.iter().all(|&len| len <= 1514), "{}", frames.len());
     let left = std::fs::read_dir(dir.path().join("belljar-switch/lan")).unwrap().count();
     assert_eq!(left, 0, "sockets stay behind");
+}
+
+/// What udhcpc does with what it hears.
+const DHCP: &str = r#"mkdir -p /etc; cat >/tmp/lease <<'E'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add $ip/$mask dev eth0; ip route add default via $router; echo "nameserver $dns" >/etc/resolv.conf
+E
+chmod +x /tmp/lease; until [ -e /sys/class/net/eth0 ]; do usleep 10000; done
+ip link set lo up; ip link set eth0 up; udhcpc -i eth0 -n -q -s /tmp/lease"#;
+
+#[test]
+fn a_network_inside_the_program() {
+    let guest = guest!(KERNEL);
+    let (closed, published) = {
+        let free = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let [closed, published] = free.map(|listener| listener.local_addr().unwrap().port());
+        (closed, published)
+    };
+    let network = format!("user,host=on,publish={published}:80");
+    let mut guest = guest.args(["--net", &network, "--memory", "256M"]).start();
+    guest.expect("belljar-guest: init");
+    guest.expect("#");
+    let leased = guest.shell(DHCP);
+    assert!(leased.contains("lease of 10.0.2.15 obtained from 10.0.2.2"), "{leased}");
+    assert_eq!(value(&mut guest, "/sys/class/net/eth0/mtu"), "65520");
+    assert!(has_checksum_offload(&mut guest));
+    let pinged = guest.shell("ping -c 2 -W 10 10.0.2.2; ping -c 2 -W 10 fd62:656c:6c6a::2");
+    assert_eq!(pinged.matches(" 0% packet loss").count(), 2, "{pinged}");
+    // By its name.
+    transfer(&mut guest, Ipv4Addr::LOCALHOST, "host.internal");
+    let refused = guest.shell(&format!("nc 10.0.2.2 {closed} </dev/null; echo v=$?"));
+    assert!(refused.contains("\nv=1\n"), "{refused}");
+    guest.send("echo listening; echo from the guest | nc -l -p 80; echo served");
+    guest.expect("listening");
+    let mut answer = String::new();
+    // Until the guest's server listens it refuses.
+    while answer.is_empty() {
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, published)).unwrap();
+        client.set_read_timeout(Some(BOOT)).unwrap();
+        if client.read_to_string(&mut answer).is_err() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    assert_eq!(answer, "from the guest\n");
+    guest.expect("served");
+    // The driver goes and comes back.
+    guest.shell("rmmod virtio_net && insmod /modules/*-virtio_net.ko");
+    let leased = guest.shell(DHCP);
+    assert!(leased.contains("lease of 10.0.2.15"), "{leased}");
+    guest.send("exit");
+    guest.finish(BOOT).code(0);
 }

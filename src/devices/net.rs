@@ -91,7 +91,11 @@ const KEYS: &[Key] = &[
     Key { name: "switch", value: "NAME", about: "instead of a tap a switch that your machines on this host share" },
     Key { name: "passt", value: "SOCKET", about: "instead of a tap a passt that listens at this socket" },
     Key { name: "mac", value: "MAC", about: "address of the card (random)" },
-    Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
+    Key {
+        name: "mtu",
+        value: "BYTES",
+        about: "largest packet that the guest shall send (that of the tap; user: 65520)",
+    },
     Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },
     Key { name: "offload", value: "on|off", about: "leave checksums and segmentation to the receiver (on)" },
     Key { name: "pcap", value: "FILE", about: "keep all packets in FILE, for tcpdump or Wireshark" },

@@ -11,6 +11,7 @@
 //! | `kernels` | kernel packages and modules |
 //! | `agent` | what the agent in a guest says, files that are copied out of it |
 //! | `cpu` | the software CPU: bytes as guest code |
+//! | `user_net` | the network of `--net user` |
 //! | `texts` | device options, specification files, kernel command lines |
 
 mod agent;
@@ -21,6 +22,7 @@ mod queues;
 mod registers;
 mod shares;
 mod texts;
+mod user_net;
 
 use std::fs::File;
 use std::io::Write;
@@ -51,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "queue", run: queues::memory, seeds: none },
     Target { name: "disk", run: queues::disk, seeds: none },
     Target { name: "net", run: queues::net, seeds: none },
+    Target { name: "user-net", run: user_net::frames, seeds: user_net::seeds },
     Target { name: "console", run: queues::console, seeds: none },
     Target { name: "port", run: queues::port, seeds: none },
     Target { name: "rng", run: queues::rng, seeds: none },

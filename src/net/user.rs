@@ -88,6 +88,18 @@ impl UserNet {
         &self.counters
     }
 
+    /// Takes a frame, for fuzzing.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn input(&self, frame: &[u8]) {
+        self.stack().input(frame);
+    }
+
+    /// The next frame, for fuzzing.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn output(&self) -> Option<Vec<u8>> {
+        self.stack().output().map(<[u8]>::to_vec)
+    }
+
     fn stack(&self) -> MutexGuard<'_, Stack> {
         self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -415,6 +415,9 @@ fn several_queues_work_when_the_guest_asks_for_them() {
 fn options_are_checked() {
     let parse = |text| Kind.parse(&mut Options::from_flag("net", KEYS, text).unwrap());
     let spec = parse("t0,mac=52:54:00:12:34:56,mtu=9000,queues=2,offload=off").unwrap();
+    assert_eq!(spec.exclusive().as_deref(), Some("--net tap=t0"));
+    let user = parse("user,publish=8080:80+53:53/udp,allow=example.org:443,host,dns=192.0.2.1,mtu=1500").unwrap();
+    assert!(user.exclusive().is_none() && format!("{user:?}").contains("192.0.2.1:53"));
     let shown = format!("{spec:?}");
     assert!(shown.contains("Some(9000)") && shown.contains("queues: 2, offload: false"), "{shown}");
     for (bad, says) in [
@@ -423,6 +426,13 @@ fn options_are_checked() {
         ("t0,mtu=60", "from 68 to 65535"),
         ("t0,queues=0", "from 1 to 16"),
         ("a/b", "cannot be the name"),
+        ("tap=a,user", "give one"),
+        ("a,publish=1:2", "publish goes with user"),
+        ("user,publish=1", "publish=`1` is no [ADDRESS:]"),
+        ("user,allow=a:b", "allow=`a:b` is no HOST"),
+        ("user,dns=x", "dns=`x` is no ADDRESS"),
+        ("user,host=x", "host=x: say on or off"),
+        ("user=x", "user=x: say on or off"),
     ] {
         let error = parse(bad).unwrap_err().to_string();
         assert!(error.starts_with("--net: ") && error.contains(says), "{error}");
