@@ -4,6 +4,7 @@
 //! hardware for it. `Net` answers the transport on vCPU threads; the data path (`handler`) runs
 //! on the event loop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -87,10 +88,13 @@ const KEYS: &[Key] = &[
         about: "user: let the guest reach the host's loopback as host.internal (off)",
     },
     Key { name: "dns", value: "ADDR[:PORT]", about: "user: resolver to ask instead of the host's" },
+    Key { name: "switch", value: "NAME", about: "instead of a tap a switch that your machines on this host share" },
+    Key { name: "passt", value: "SOCKET", about: "instead of a tap a passt that listens at this socket" },
     Key { name: "mac", value: "MAC", about: "address of the card (random)" },
     Key { name: "mtu", value: "BYTES", about: "largest packet that the guest shall send (that of the tap)" },
     Key { name: "queues", value: "N", about: "pairs of queues, for guests with several CPUs (1)" },
     Key { name: "offload", value: "on|off", about: "leave checksums and segmentation to the receiver (on)" },
+    Key { name: "pcap", value: "FILE", about: "keep all packets in FILE, for tcpdump or Wireshark" },
     throttle::BANDWIDTH,
     throttle::OPERATIONS,
 ];
@@ -122,7 +126,8 @@ impl DeviceKind for Kind {
         };
         let queues = options.number("queues", 1, 1..=MAX_PAIRS)?;
         let offload = options.switch("offload", true)?;
-        Ok(Box::new(NetSpec { network, mac, mtu, queues, offload, rates: Rates::parse(options)? }))
+        let (pcap, rates) = (options.path("pcap")?, Rates::parse(options)?);
+        Ok(Box::new(NetSpec { network, mac, mtu, queues, offload, pcap, rates }))
     }
 }
 
@@ -133,6 +138,7 @@ struct NetSpec {
     mtu: Option<u16>,
     queues: usize,
     offload: bool,
+    pcap: Option<PathBuf>,
     /// In each direction.
     rates: Rates,
 }
@@ -148,12 +154,16 @@ impl Spec for NetSpec {
 
     fn attach(&self, builder: &mut Builder<'_>) -> Result<(), AttachError> {
         let fail = |e: String| AttachError(format!("--net {}: {e}", self.network.name()));
-        let connection = self.network.open(self.queues).map_err(fail)?;
+        let mut connection = self.network.open(self.queues).map_err(fail)?;
+        if let Some(path) = &self.pcap {
+            connection.capture(path).map_err(fail)?;
+        }
+        let offload = self.offload && connection.backends.iter().all(|backend| backend.takes_offloads());
         let mac = match self.mac {
             Some(mac) => mac,
             None => Mac::random().map_err(|e| fail(format!("cannot make a random address: {e}")))?,
         };
-        let mut net = Net::new(connection.backends, mac, self.mtu.or(connection.mtu), self.offload);
+        let mut net = Net::new(connection.backends, mac, self.mtu.or(connection.mtu), offload);
         net.throttles = Throttles::new(&self.rates).map_err(|e| fail(format!("cannot make a timer: {e}")))?;
         let counters = net.counters.clone();
         let name = builder.virtio("net", Box::new(net));

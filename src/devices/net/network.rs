@@ -2,17 +2,22 @@
 //!
 //! Another network is a variant of [`Network`] with a key of its own in [`NAMES`], and a file in `src/net/`.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::MIN_MTU;
 use crate::devices::builder::{Statistics, json};
 use crate::devices::{OptionError, Options};
 use crate::net::Backend;
+use crate::net::capture::{Capture, Captured};
+use crate::net::passt::Passt;
+use crate::net::switch::{self, Switch};
 use crate::net::tap::{self, Tap};
 use crate::net::user::{self, UserNet, config};
 
 /// Keys that name a network. A card has one of them.
-const NAMES: &[&str] = &["tap", "user"];
+const NAMES: &[&str] = &["tap", "user", "switch", "passt"];
 /// Keys that only go with `user`.
 const OF_USER: &[&str] = &["publish", "allow", "host", "dns"];
 
@@ -23,6 +28,10 @@ pub(super) enum Network {
     Tap(String),
     /// A network inside this program.
     User(user::Config),
+    /// A switch that machines of this host share.
+    Switch(String),
+    /// A passt that listens at this path.
+    Passt(PathBuf),
 }
 
 /// An open network.
@@ -33,6 +42,22 @@ pub(super) struct Connection {
     pub mtu: Option<u16>,
     /// What the network tells of itself, for the report: a name and how to ask.
     pub statistics: Option<(&'static str, Statistics)>,
+}
+
+impl Connection {
+    /// A network with one pair of queues that has nothing else to say.
+    fn to(network: impl Backend + 'static) -> Self {
+        Self { backends: vec![Arc::new(network)], mtu: None, statistics: None }
+    }
+
+    /// Keeps what passes in the file `path`.
+    pub(super) fn capture(&mut self, path: &Path) -> Result<(), String> {
+        let capture = Capture::create(path).map_err(|e| format!("cannot write pcap={}: {e}", path.display()))?;
+        for backend in &mut self.backends {
+            *backend = Arc::new(Captured::new(backend.clone(), capture.clone()));
+        }
+        Ok(())
+    }
 }
 
 impl Network {
@@ -51,8 +76,12 @@ impl Network {
             return Err(options.error(format!("{key} goes with user, not with {name}; write --net user,{key}=..")));
         }
         let value = options.required(name)?.to_string();
-        tap::check_name(&value).map_err(|reason| options.error(format!("tap={reason}")))?;
-        Ok(Self::Tap(value))
+        let fail = |reason| options.error(format!("{name}={reason}"));
+        match name {
+            "switch" => switch::check_name(&value).map_err(fail).map(|()| Self::Switch(value)),
+            "passt" => Ok(Self::Passt(value.into())),
+            _ => tap::check_name(&value).map_err(fail).map(|()| Self::Tap(value)),
+        }
     }
 
     /// The network in the words of the command line, after `--net`.
@@ -60,15 +89,17 @@ impl Network {
         match self {
             Self::Tap(name) => format!("tap={name}"),
             Self::User(_) => "user".into(),
+            Self::Switch(name) => format!("switch={name}"),
+            Self::Passt(path) => format!("passt={}", path.display()),
         }
     }
 
     /// Whether only one card can be connected to it.
     pub(super) fn exclusive(&self) -> bool {
         match self {
-            Self::Tap(_) => true,
-            // Each card has a network of its own.
-            Self::User(_) => false,
+            Self::Tap(_) | Self::Passt(_) => true,
+            // Each card has a network of its own; a switch is there for several.
+            Self::User(_) | Self::Switch(_) => false,
         }
     }
 
@@ -77,7 +108,31 @@ impl Network {
         match self {
             Self::Tap(name) => open_tap(name, queues),
             Self::User(config) => open_user(config, queues),
+            Self::Switch(name) => {
+                one_pair(queues)?;
+                Ok(Connection::to(Switch::join(name).map_err(|e| e.to_string())?))
+            }
+            Self::Passt(path) => {
+                one_pair(queues)?;
+                Ok(Connection::to(Passt::connect(path).map_err(|e| no_passt(path, &e))?))
+            }
         }
+    }
+}
+
+fn one_pair(queues: usize) -> Result<(), String> {
+    match queues {
+        1 => Ok(()),
+        _ => Err(format!("queues={queues}: this network has one pair of queues; leave the key out")),
+    }
+}
+
+fn no_passt(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            format!("no passt listens there ({error}); start it: passt --socket {}", path.display())
+        }
+        _ => format!("cannot connect to passt: {error}"),
     }
 }
 
@@ -104,9 +159,7 @@ fn parse_user(options: &Options) -> Result<user::Config, OptionError> {
 }
 
 fn open_user(config: &user::Config, queues: usize) -> Result<Connection, String> {
-    if queues > 1 {
-        return Err(format!("queues={queues}: this network has one pair of queues; leave the key out"));
-    }
+    one_pair(queues)?;
     let network = UserNet::open(config).map_err(|e| e.to_string())?;
     let counters = network.counters().clone();
     let statistics: Statistics = Box::new(move || json(&*counters));
