@@ -15,7 +15,7 @@
 //! | [`firmware`] | ACPI tables, power registers |
 //! | [`virtio`], [`pci`] | queues, transports, driver-side test kit; configuration space, MSI-X |
 //! | [`block`] | disk images: raw, qcow2, snapshots, locks |
-//! | [`net`] | networks: tap interfaces |
+//! | [`net`] | networks: tap interfaces, switches, passt; captures |
 //! | [`fs`] | directories of the host: a FUSE server |
 //! | [`board`] | address map, I/O APIC |
 //! | `arch` | guest CPU state, CPUID, boot structures: plain data |

@@ -37,6 +37,8 @@ const MAX_MEMBERS: usize = 64;
 const NEWCOMERS: u64 = 0;
 /// Packets dropped at once by [`Backend::drain`].
 const MOST_DRAINED: usize = 2048;
+/// Events looked at in one call: a member that sends what is no packet must not keep the loop to itself.
+const MOST_EVENTS: usize = 64;
 /// Bytes that tell where a packet is from and to: the virtio header (zeros but for the number of buffers at its end) and
 /// two addresses.
 const ADDRESSED: usize = HEADER_LEN + 12;
@@ -101,17 +103,14 @@ impl Switch {
     /// The next packet of any member, in turns. `read` reads it from a socket and returns its length and first bytes.
     fn next(&self, mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, [u8; ADDRESSED])>) -> io::Result<usize> {
         let mut state = self.state();
-        loop {
+        for _ in 0..MOST_EVENTS {
             let mut events = [EpollEvent::default()];
             if self.epoll.wait(0, &mut events)? == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
+                break;
             }
             let [event] = events;
             if event.data() == NEWCOMERS {
-                let member = self.membership.accept();
-                if let Some(Err(e)) = member.map(|member| self.add(&mut state, member)) {
-                    tracing::debug!("a new member of the switch is left out: {e}");
-                }
+                self.welcome(&mut state);
                 continue;
             }
             let Some(member) = state.members.get(&event.data()) else { continue };
@@ -126,6 +125,20 @@ impl Switch {
                 // Not what a member of this version sends.
                 Ok(_) => {}
             }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Somebody connected.
+    fn welcome(&self, state: &mut State) {
+        match self.membership.accept().and_then(|member| self.add(state, member)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                // It would be told over and over. Those that are connected are served as before.
+                tracing::warn!("the switch takes no more members: {e}");
+                let _ = self.epoll.ctl(ControlOperation::Delete, self.membership.as_raw_fd(), EpollEvent::default());
+            }
+            Ok(()) => {}
         }
     }
 }

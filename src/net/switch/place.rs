@@ -87,21 +87,26 @@ impl Membership {
         if others.len() >= most {
             return Err(Error::Full(others.len() + 1));
         }
-        let path = directory.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let address = SocketAddrUnix::new(&path).map_err(|_| Error::TooLong(path.clone()))?;
-        // Left behind by an earlier process with our number.
-        let _ = fs::remove_file(&path);
         let listening = socket()?;
-        let bound = bind(&listening, &address).and_then(|()| listen(&listening, most as i32));
-        bound.map_err(|e| Error::Socket(e.into()))?;
-        Ok((Self { listening, path }, others))
+        loop {
+            let path = directory.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let address = SocketAddrUnix::new(&path).map_err(|_| Error::TooLong(path.clone()))?;
+            match bind(&listening, &address).and_then(|()| listen(&listening, most as i32)) {
+                // A process of another container may have our number; there are only so many members.
+                Err(Errno::ADDRINUSE) => {}
+                bound => {
+                    bound.map_err(|e| Error::Socket(e.into()))?;
+                    return Ok((Self { listening, path }, others));
+                }
+            }
+        }
     }
 
-    /// The next new member, if one waits.
-    pub(super) fn accept(&self) -> Option<OwnedFd> {
-        let member = accept_with(&self.listening, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC).ok()?;
+    /// The next new member.
+    pub(super) fn accept(&self) -> io::Result<OwnedFd> {
+        let member = accept_with(&self.listening, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
         enlarge(&member);
-        Some(member)
+        Ok(member)
     }
 }
 
