@@ -141,6 +141,7 @@ mod tests {
         let capture = Capture::create(&file).unwrap();
         assert!(Capture::create(&file).unwrap_err().to_string().contains("another card"));
         let (left, right) = (port(dir.path()), port(dir.path()));
+        left.drain();
         let card = Captured::new(Arc::new(left), capture);
         let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();
         let mut out = Buffers::new(ram.clone());
@@ -179,6 +180,7 @@ mod tests {
         let capture = Arc::new(Capture { path: "card.pcap".into(), file: Mutex::new(Some(full)) });
         let (left, right) = (Captured::new(Arc::new(port(dir.path())), capture), port(dir.path()));
         let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();
+        left.drain();
         ram.write(0, &packet(2, 1, 100)).unwrap();
         let mut list = Buffers::new(ram);
         list.push(0, 112).unwrap();

@@ -61,6 +61,7 @@ impl Card {
 fn frames_go_to_all_until_it_is_known_where_to() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b, c] = [0; 3].map(|_| Card::new(dir.path()));
+    assert!(a.receive().is_none() && b.receive().is_none(), "they hear of those who came later");
     a.send(&packet(255, 1, 60)).unwrap();
     assert_eq!(b.receive(), Some(packet(255, 1, 60)));
     assert_eq!(c.receive(), Some(packet(255, 1, 60)));
