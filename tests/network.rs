@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -155,7 +156,7 @@ fn a_card_with_two_queues_on_mmio() {
 }
 
 /// A guest with card number `card` of a switch of its own test, with an address.
-fn member(guest: Guest, runtime: &std::path::Path, card: u8, options: &str) -> Session {
+fn member(guest: Guest, runtime: &Path, card: u8, options: &str) -> Session {
     let network = format!("switch=lan,mac=52:54:00:00:07:{card:02},{options}");
     let guest = guest.env("XDG_RUNTIME_DIR", &runtime.display().to_string()).arg("--net", network);
     let mut guest = guest.args(["--memory", "256M"]).start();
@@ -168,7 +169,7 @@ fn member(guest: Guest, runtime: &std::path::Path, card: u8, options: &str) -> S
 }
 
 /// Frames of a capture: their lengths, by the rules of the format.
-fn captured(path: &std::path::Path) -> Vec<usize> {
+fn captured(path: &Path) -> Vec<usize> {
     let bytes = std::fs::read(path).unwrap();
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     assert_eq!((word(0), word(20)), (0xa1b2_3c4d, 1), "nanoseconds, Ethernet");
@@ -187,16 +188,15 @@ fn machines_on_a_switch_reach_each_other_whoever_leaves() {
     let (first, second) = (guest!(KERNEL), guest!(KERNEL));
     let dir = common::scratch();
     let pcap = dir.path().join("second.pcap");
-    let first = member(first, dir.path(), 1, "");
+    let mut first = member(first, dir.path(), 1, "");
     let mut second = member(second, dir.path(), 2, &format!("pcap={}", pcap.display()));
-    let mut first = first;
     let make = "dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null; echo sum=$(sha256sum </tmp/data)";
     let made = first.shell(make);
     let sum = made.lines().find(|line| line.starts_with("sum=")).unwrap().to_string();
     let pinged = second.shell("ping -c 3 -W 20 10.7.0.1");
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
-    first.shell("nc -l -p 4000 </tmp/data >/dev/null & sleep 1");
-    let received = second.shell("nc 10.7.0.1 4000 </dev/null >/tmp/data; echo sum=$(sha256sum </tmp/data)");
+    first.shell("httpd -p 80 -h /tmp");
+    let received = second.shell("wget -q -O /tmp/data http://10.7.0.1/data; echo sum=$(sha256sum </tmp/data)");
     assert!(received.contains(&sum), "{sum}: {received}");
     // Who came first ends, another comes: the switch is the same.
     first.send("exit");

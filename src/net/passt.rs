@@ -241,4 +241,66 @@ mod tests {
             passt.drain();
         }
     }
+
+    /// The real one answers DHCP, if it is there (apt-get install passt).
+    #[test]
+    fn the_real_passt_gives_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        // It gives up root's rights before it makes the socket.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let path = dir.path().join("s");
+        let mut command = std::process::Command::new("passt");
+        command.args(["-q", "-f", "-1", "--socket"]).arg(&path).stderr(std::process::Stdio::null());
+        let Ok(mut child) = command.spawn() else { return eprintln!("\nSKIPPED: no passt here") };
+        let start = std::time::Instant::now();
+        let passt = loop {
+            if let Ok(passt) = Passt::connect(&path) {
+                break passt;
+            }
+            if child.try_wait().unwrap().is_some() {
+                return eprintln!("\nSKIPPED: passt does not run here");
+            }
+            assert!(start.elapsed() < crate::virtio::kit::LIMIT, "passt does not listen");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();
+        let discover = discover();
+        ram.write(0, &[&[0; HEADER_LEN][..], &discover].concat()).unwrap();
+        passt.send(buffers(&ram, &[(0, (HEADER_LEN + discover.len()) as u64)]).list()).unwrap();
+        let room = buffers(&ram, &[(0x1000, 70_000)]);
+        let offered = loop {
+            match passt.receive(room.list()) {
+                // From port 67 to port 68: an offer.
+                Ok(len)
+                    if contents(room.list(), len).get(HEADER_LEN + 34..HEADER_LEN + 38) == Some(&[0, 67, 0, 68]) =>
+                {
+                    break true;
+                }
+                Ok(0) => break false,
+                _ if start.elapsed() > crate::virtio::kit::LIMIT => break false,
+                _ => std::thread::sleep(std::time::Duration::from_millis(1)),
+            }
+        };
+        drop(passt);
+        let _ = child.kill();
+        child.wait().unwrap();
+        assert!(offered);
+    }
+
+    /// A frame with a DHCPDISCOVER (RFC 2131).
+    fn discover() -> Vec<u8> {
+        let mut dhcp = vec![1, 1, 6, 0, 1, 2, 3, 4];
+        dhcp.resize(28, 0);
+        dhcp.extend([2, 0, 0, 0, 0, 1]);
+        dhcp.resize(236, 0);
+        dhcp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+        dhcp.resize(300, 0);
+        let (udp_len, ip_len) = (8 + dhcp.len() as u16, 28 + dhcp.len() as u16);
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
+        ip[2..4].copy_from_slice(&ip_len.to_be_bytes());
+        let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        ip[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+        let udp = [&[0, 68, 0, 67][..], &udp_len.to_be_bytes(), &[0, 0]].concat();
+        [&[255; 6][..], &[2, 0, 0, 0, 0, 1], &[8, 0], &ip, &udp, &dhcp].concat()
+    }
 }
