@@ -26,6 +26,8 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("nft ", "changes the firewall of the host"),
     ("sysctl ", "changes the routing of the host"),
     ("qemu-img convert", "needs an image of another program"),
+    ("apt-get download", "needs Debian's archive; src/kernel/package/tests.rs makes packages"),
+    ("linux-image-*.deb", "the same"),
 ];
 
 /// How long a block may take.
@@ -85,7 +87,7 @@ impl Place {
                       case \"$*\" in *--engine*) ;; boot\\ *) set -- \"$@\" --engine \"$ENGINE\" ;; esac\n\
                       exec \"$BELLJAR_REAL\" \"$@\"";
         place.program("bin/belljar", typing);
-        for name in ["bzImage", "vmlinux"] {
+        for name in ["bzImage", "vmlinux", "config", "modules"] {
             std::os::unix::fs::symlink(kernel.join(name), place.dir.path().join(name)).unwrap();
         }
         // One after the other they are one initramfs to a kernel.
@@ -115,6 +117,7 @@ impl Place {
             .env("K", self.dir.path())
             .env("I", self.dir.path().join("initrd"))
             .envs([("KERNEL", self.dir.path()), ("INITRAMFS", &self.dir.path().join("initrd"))])
+            .env("XDG_DATA_HOME", self.dir.path().join("data"))
             .env("KEYBOARD", &keyboard)
             .env("KERNEL_ASSET", &self.kernel)
             .env("BELLJAR_REAL", common::belljar())
@@ -232,6 +235,11 @@ fn readme() {
 #[test]
 fn doctor() {
     tour("doctor.md", include_str!("../docs/doctor.md"));
+}
+
+#[test]
+fn kernels() {
+    tour("kernels.md", include_str!("../docs/kernels.md"));
 }
 
 #[test]

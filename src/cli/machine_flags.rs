@@ -25,7 +25,7 @@ pub fn machine() -> Vec<Arg> {
             .short('k')
             .value_name("FILE")
             .value_parser(path())
-            .help("Kernel image: bzImage, or ELF (vmlinux, PVH)"),
+            .help("Kernel: bzImage or ELF file, build tree, package, or a name of belljar kernel list"),
         Arg::new("initrd")
             .long("initrd")
             .value_name("FILE")
