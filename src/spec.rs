@@ -243,7 +243,9 @@ pub enum SpecError {
     Cpus(u32),
     #[error("--memory {0}: give at least {min} and whole MiB, for example 512M", min = Size(MIN_MEMORY))]
     Memory(Size),
-    #[error("No kernel: give --kernel FILE (a bzImage, vmlinux, build tree or package), or a name of belljar kernel list")]
+    #[error(
+        "No kernel: give --kernel FILE (a bzImage, vmlinux, build tree or package), or a name of belljar kernel list"
+    )]
     NoKernel,
     #[error("--{0}: a machine has only one")]
     NotRepeatable(String),

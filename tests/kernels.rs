@@ -52,8 +52,7 @@ fn debian_kernels_have_what_run_needs() {
 /// The kernel of which everything is a module. `guest-init` tells on the console which of them do not load.
 #[test]
 fn modules_load_in_the_order_in_which_they_are_found() {
-    let (Some(engine), Some(kernel), Some(busybox)) =
-        (common::engine(), find("kernel-6.1"), common::asset("busybox"))
+    let (Some(engine), Some(kernel), Some(busybox)) = (common::engine(), find("kernel-6.1"), common::asset("busybox"))
     else {
         return;
     };
@@ -69,7 +68,8 @@ fn modules_load_in_the_order_in_which_they_are_found() {
         archive.file(&format!("/modules/{number:03}-{}.ko", module.name), 0o644, &module.data).unwrap();
     }
     let archive = archive.finish().unwrap();
-    let script = "sort /proc/modules | cut -d' ' -f1; grep -c virtiofs /proc/filesystems; ls -d /sys/bus/virtio/devices/*";
+    let script =
+        "sort /proc/modules | cut -d' ' -f1; grep -c virtiofs /proc/filesystems; ls -d /sys/bus/virtio/devices/*";
     let mut command = Command::new(common::belljar());
     command.args(["boot", "--engine", engine, "--rng", "--timeout", "110", "--kernel"]).arg(&kernel.image);
     command.arg("--initrd").arg(format!("/proc/{}/fd/{}", std::process::id(), archive.as_raw_fd()));

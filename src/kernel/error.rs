@@ -16,13 +16,13 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] loader::Error),
     #[error(
-        "No kernel here that this user may read{unreadable}: give one with --kernel, or keep one: \
+        "No kernel here{passed_over}; give one with --kernel, or keep one: \
          apt-get download $(apt-cache depends linux-image-cloud-amd64 | sed -n 's/ *Depends: //p') && \
          belljar kernel add ./linux-image-*.deb"
     )]
     NoKernel {
-        /// ` (FILE, .. are there and cannot be opened)` or nothing.
-        unreadable: String,
+        /// `; WHAT-IS-WRONG-WITH-ONE` for each that is installed.
+        passed_over: String,
     },
     #[error(
         "No kernel {name}: it is neither a file or directory nor an installed release (/boot/vmlinuz-{name}) nor one of \

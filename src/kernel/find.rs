@@ -127,6 +127,12 @@ impl Places {
         let store = self.store.as_ref().ok_or(Error::NoHome("XDG_DATA_HOME"))?;
         let paths: Vec<_> = from.iter().map(Path::new).collect();
         let is_package = |path: &&Path| matches!(package::kind(path), Ok(Some(_)));
+        if let [_, _, ..] = paths.as_slice() {
+            let unreadable = |path: &&Path| Some((path.to_path_buf(), package::kind(path).err()?));
+            if let Some((path, source)) = paths.iter().find_map(unreadable) {
+                return Err(Error::Read { path, source });
+            }
+        }
         let name = if modules.is_none() && paths.iter().all(is_package) {
             store.add(keep, |into| package::fill(&paths, into))?
         } else if let [one] = from {
@@ -149,34 +155,23 @@ impl Places {
     }
 
     fn default(&self) -> Result<Kernel, Error> {
-        let mut unreadable = Vec::new();
-        let installed = root::releases(&self.root);
-        let running = self.running.iter().filter(|release| root::installed(&self.root, release).is_some());
-        for release in running.chain(&installed) {
+        let mut passed_over = Vec::new();
+        let newest = root::releases(&self.root);
+        let others = newest.iter().filter(|release| self.running.as_ref() != Some(release));
+        for release in self.running.iter().chain(others) {
             let Some(found) = root::installed(&self.root, release) else { continue };
-            match File::open(&found.image) {
-                Ok(_) => {
-                    let which =
-                        if self.running.as_ref() == Some(release) { "the running one" } else { "the newest installed" };
-                    let origin = format!("{}, {which}", found.image.display());
-                    let mut kernel = Kernel::new(found, origin)?;
-                    kernel.notices.extend(passed_over(&unreadable, &kernel.image));
-                    return Ok(kernel);
-                }
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    if !unreadable.contains(&found.image) {
-                        unreadable.push(found.image);
-                    }
-                }
-                Err(_) => {}
+            let image = found.image.clone();
+            let which = if self.running.as_ref() == Some(release) { "the running one" } else { "the newest installed" };
+            match Kernel::new(found, format!("{}, {which}", image.display())) {
+                Ok(kernel) => return Ok(kernel.instead_of(&passed_over)),
+                Err(error) => passed_over.push(why_not(&image, &error)),
             }
         }
         let kept = self.store.iter().flat_map(Store::names).collect::<Vec<_>>();
-        let kept = kept.iter().filter_map(|name| self.store.as_ref()?.kernel(name)?.ok());
+        let kept = kept.iter().rev().filter_map(|name| self.store.as_ref()?.kernel(name)?.ok());
         let newest = kept.max_by(|a, b| compare(a.release_or_none(), b.release_or_none()));
-        let Some(mut kernel) = newest else { return Err(Error::NoKernel { unreadable: list(&unreadable) }) };
-        kernel.notices.extend(passed_over(&unreadable, &kernel.image));
-        Ok(kernel)
+        let none = || Error::NoKernel { passed_over: passed_over.iter().map(|text| format!("; {text}")).collect() };
+        Ok(newest.ok_or_else(none)?.instead_of(&passed_over))
     }
 }
 
@@ -184,19 +179,21 @@ impl Kernel {
     fn release_or_none(&self) -> &str {
         self.release.as_deref().unwrap_or_default()
     }
+
+    /// Says which ones would have been better.
+    fn instead_of(mut self, passed_over: &[String]) -> Self {
+        let image = self.image.display().to_string();
+        self.notices.extend(passed_over.first().map(|text| format!("{text}: using {image}")));
+        self
+    }
 }
 
-/// The sentence about images that another user could have read.
-fn passed_over(unreadable: &[PathBuf], instead: &Path) -> Option<String> {
-    let first = unreadable.first()?;
-    let instead = instead.display();
-    Some(format!("{} cannot be read by this user: using {instead} (sudo chmod a+r makes it readable)", first.display()))
-}
-
-fn list(unreadable: &[PathBuf]) -> String {
-    match unreadable {
-        [] => String::new(),
-        [one] => format!(" ({} is there, and sudo chmod a+r would make it readable)", one.display()),
-        [one, ..] => format!(" ({} and others are there, and sudo chmod a+r would make them readable)", one.display()),
+/// Why the installed kernel `image` is not taken.
+fn why_not(image: &Path, error: &Error) -> String {
+    match File::open(image) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{} cannot be read by this user, which sudo chmod a+r would change", image.display())
+        }
+        _ => error.to_string(),
     }
 }
