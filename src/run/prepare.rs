@@ -83,13 +83,11 @@ impl Prepared {
         root_devices(&mut machine, &root, spec)?;
         let mounts = mounts(&mut machine, &kernel, &spec.volumes)?;
         network::add(&mut machine, spec)?;
+        require(&kernel, &device_features(&machine))?;
         let mut features = vec![channel.feature()];
         features.extend(basis);
         features.extend(root.features(&kernel));
         features.extend(device_features(&machine));
-        // What has no better driver than none is the user's to know: the device is his wish.
-        let lacks = kernel.lacks(&device_features(&machine));
-        notices.extend(lacks.into_iter().map(|lack| format!("{}: the guest will not see that device", lack.text)));
         let init = spec.init.as_ref().map(|init| init.split_whitespace().map(str::to_string).collect());
         Ok(Self {
             network: network::for_agent(&machine),
