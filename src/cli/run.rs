@@ -230,8 +230,18 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     limits::raise_open_files();
     // Before any thread exists, so that all of them leave these signals to the main thread.
     let signals = Signals::receive(&SIGNALS).map_err(Failure::failed)?;
-    let ended = course(&spec, connected, &signals, caller)?;
-    conclude(matches, &ended, report)
+    match course(&spec, connected, &signals, caller) {
+        Ok(ended) => conclude(matches, &ended, report),
+        Err(failure) => {
+            if let Some((path, mut file)) = report {
+                let failed = serde_json::json!({
+                    "verdict": "failed", "reason": failure.message, "exit_code": failure.code,
+                });
+                writeln!(file, "{failed}").map_err(|e| file_failure("write the report", path, &e))?;
+            }
+            Err(failure)
+        }
+    }
 }
 
 fn failure(error: run::Error) -> Failure {

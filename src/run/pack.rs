@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::kernel::compressed;
-use crate::loader::initramfs::{Archive, Device};
+use crate::loader::initramfs::{self, Archive, Device};
 
 /// Directories that are mounted over, or that are another file system's business.
 const LEFT_OUT: [&str; 4] = ["dev", "proc", "sys", "run"];
@@ -128,7 +128,10 @@ pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate:
             tar::EntryType::Block => archive.node(&name, mode, Device::Block(major, minor))?,
             tar::EntryType::Regular | tar::EntryType::Continuous => {
                 let size = entry.size();
-                archive.file_from(&name, mode, size, &mut entry)?;
+                archive.file_from(&name, mode, size, &mut entry).map_err(|e| match e {
+                    initramfs::Error::Io(source) => failed(path)(source),
+                    other => other.into(),
+                })?;
             }
             _ => {}
         }

@@ -14,7 +14,7 @@ use super::{Error, Volume};
 use crate::agent::{self, Access, Exec, Mount, Plan};
 use crate::devices;
 use crate::kernel::{self, Feature, Kernel, Support};
-use crate::spec::{EngineName, MachineSpec};
+use crate::spec::{EngineName, MachineSpec, Transport};
 
 /// Tag of the directory that is the root.
 const ROOT_TAG: &str = "belljar-root";
@@ -71,23 +71,23 @@ impl Prepared {
         let wanted = spec.machine.kernel.as_deref().map(|path| path.to_str().ok_or_else(|| Error::Name(path.into())));
         let kernel = kernel::find(wanted.transpose()?, spec.modules.as_deref())?;
         let mut notices = kernel.notices.clone();
-        require(&kernel, kernel::FOR_ANY_RUN)?;
+        let basis = basis(spec.machine.transport);
+        require(&kernel, &basis)?;
         let channel = Kind::choose(&kernel, &spec.machine).ok_or_else(|| Error::NoChannel(kernel.origin.clone()))?;
         let root = root(spec, &kernel, &mut notices)?;
         let mut machine = spec.machine.clone();
         machine.kernel = Some(kernel.image.clone());
         consoles(&mut machine, &kernel, spec.verbose)?;
+        balloon(&mut machine, &kernel)?;
         kernel_words(&mut machine, spec);
         root_devices(&mut machine, &root, spec)?;
         let mounts = mounts(&mut machine, &kernel, &spec.volumes)?;
         network::add(&mut machine, spec)?;
+        require(&kernel, &device_features(&machine))?;
         let mut features = vec![channel.feature()];
-        features.extend(kernel::FOR_ANY_RUN);
+        features.extend(basis);
         features.extend(root.features(&kernel));
         features.extend(device_features(&machine));
-        // What has no better driver than none is the user's to know: the device is his wish.
-        let lacks = kernel.lacks(&device_features(&machine));
-        notices.extend(lacks.into_iter().map(|lack| format!("{}: the guest will not see that device", lack.text)));
         let init = spec.init.as_ref().map(|init| init.split_whitespace().map(str::to_string).collect());
         Ok(Self {
             network: network::for_agent(&machine),
@@ -223,6 +223,24 @@ fn consoles(machine: &mut MachineSpec, kernel: &Kernel, verbose: bool) -> Result
     add(machine, "serial", if virtio { "to=off" } else { to })?;
     if virtio {
         add(machine, "console", to)?;
+    }
+    Ok(())
+}
+
+/// What every run needs, with the devices where they are.
+fn basis(transport: Transport) -> Vec<Feature> {
+    let bus = |feature: &Feature| match (feature, transport) {
+        (Feature::VirtioPci, Transport::Mmio) => Feature::VirtioMmio,
+        (other, _) => *other,
+    };
+    kernel::FOR_ANY_RUN.iter().map(bus).collect()
+}
+
+/// A guest that goes on gives back what it does not use, unless the specification has a balloon of its own.
+fn balloon(machine: &mut MachineSpec, kernel: &Kernel) -> Result<(), Error> {
+    let supported = matches!(kernel.support(Feature::VirtioBalloon), Support::BuiltIn | Support::Modules(_));
+    if supported && machine.device_options("balloon").next().is_none() {
+        add(machine, "balloon", "free-page-reporting=on")?;
     }
     Ok(())
 }

@@ -163,6 +163,8 @@ pub enum RunSpecError {
     Workdir(PathBuf),
     #[error("--init {0}: give an absolute path of the guest")]
     Init(String),
+    #[error("--deterministic: a command's input and output come and go at times of their own; belljar boot can do it")]
+    Deterministic,
     #[error("The command is an empty word; give a program, or leave it out")]
     EmptyCommand,
     #[error(
@@ -208,6 +210,9 @@ impl RunSpec {
             if seconds == Some(0) {
                 return Err(RunSpecError::NoTime(name));
             }
+        }
+        if self.machine.deterministic {
+            return Err(RunSpecError::Deterministic);
         }
         self.validate_command()?;
         for name in ["serial", "console"] {
@@ -290,6 +295,7 @@ mod tests {
         assert!(wrong(|s| s.env = vec!["=x".into()]).starts_with("--env =x"));
         assert!(wrong(|s| s.workdir = Some("src".into())).starts_with("--workdir src"));
         assert!(wrong(|s| s.command = vec!["".into()]).contains("empty word"));
+        assert!(wrong(|s| s.machine.deterministic = true).starts_with("--deterministic"));
         assert!(wrong(|s| s.machine.cpus = 0).starts_with("--cpus 0"));
     }
 }
