@@ -110,6 +110,19 @@ fn the_readme_has_every_option() {
 }
 
 #[test]
+fn the_page_of_run_has_every_option_of_its_own() {
+    let (all, page) = (belljar::cli::command(), include_str!("../docs/run.md"));
+    let longs = |verb: &str| {
+        let arguments = all.find_subcommand(verb).unwrap().get_arguments();
+        arguments.filter_map(|arg| arg.get_long().map(str::to_string)).collect::<Vec<_>>()
+    };
+    let known = longs("boot");
+    for long in longs("run").iter().filter(|long| !known.contains(long)) {
+        assert!(page.contains(&format!("--{long}")), "docs/run.md does not mention --{long}");
+    }
+}
+
+#[test]
 fn links_lead_somewhere() {
     for (path, text) in documents() {
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -168,8 +168,10 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
         command.env("XDG_RUNTIME_DIR", registry.path()).args(args);
         command
     };
-    let runner =
-        runner.with(&["--detach", "--name", "goes-on"]).env("XDG_RUNTIME_DIR", registry.path().to_str().unwrap());
+    let runner = runner.with(&["--detach"]).env("XDG_RUNTIME_DIR", registry.path().to_str().unwrap());
+    let failed = runner.run(&["no-such-command"]);
+    assert_eq!(failed.code(127).says_one_line("no such command").console, "", "it never ran");
+    let runner = runner.with(&["--name", "goes-on"]);
     let outcome = runner.run(&["sh", "-c", "echo out; echo err >&2; sleep 1000"]);
     assert_eq!(outcome.code(0).console, "goes-on\n");
     // Whatever fails from here on must not leave it behind.

@@ -309,8 +309,7 @@ impl Companion for Steward<'_> {
 
     fn look(&mut self) -> Option<Instant> {
         let progress = self.guest.progress();
-        let is_there = progress.started.is_some() || progress.outcome.is_some();
-        let waits = progress.ready.is_some() && (is_there || !self.has_command);
+        let waits = progress.started.is_some() || (progress.ready.is_some() && !self.has_command);
         if let (true, Some(on_ready)) = (waits, self.on_ready.take_if(|_| waits)) {
             on_ready();
         }
