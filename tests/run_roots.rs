@@ -8,9 +8,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::run::{Runner, runs};
-use common::{asset, belljar, host, scratch};
+use common::{Session, asset, belljar, host, scratch};
 
 /// A directory that is enough of a root: busybox and a file.
 fn small_root() -> Option<tempfile::TempDir> {
@@ -132,7 +133,8 @@ fn the_example_runs() {
     }
     let mut command = Command::new(example);
     command.arg(kernel).arg(runner.engine);
-    let outcome = runs(command);
+    // It is built without optimisation, and so is the software CPU in it.
+    let outcome = Session::start(command).finish(Duration::from_secs(280));
     outcome
         .code(7)
         .shows("stdout: Linux x86_64")
