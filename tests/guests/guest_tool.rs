@@ -11,11 +11,11 @@
 mod posix;
 
 use std::ffi::{c_int, c_long, c_ulong};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 unsafe extern "C" {
     fn ioperm(from: c_ulong, num: c_ulong, on: c_int) -> c_int;
