@@ -108,9 +108,12 @@ fn an_ordinary_user_shares_what_is_theirs() {
     let script = "mkdir /m /host; mount -t virtiofs m /m; mount -t virtiofs host /host; cd /m
         stat -c '%n: %u %g' mine root\\'s; cat mine; cat root\\'s; cat /host/etc/shadow
         mkdir new; echo x >new/file; chown 0:0 new/file && echo chown to root; chown 5 new/file; chmod 640 new/file
+        dd if=/dev/zero of=big bs=1M seek=62 count=3; ls -l big
         mknod device c 1 3; rm root\\'s && echo removed; ls /host/proc | wc -l";
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "env"]);
+    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+    // 64 MiB: a guest that goes beyond gets an error, and nobody dies.
+    command.args(["sh", "-c", "ulimit -f 131072; exec \"$@\"", "sh", "env"]);
     command.arg(format!("HOME={}", path("shared").display())).arg(path("belljar"));
     command.args(["boot", "--engine", "soft", "--timeout", "110", "--kernel"]).arg(path("vmlinux"));
     command.arg("--initrd").arg(path("initrd"));
@@ -123,6 +126,7 @@ fn an_ordinary_user_shares_what_is_theirs() {
     }
     outcome.shows("can't open '/host/etc/shadow': Permission denied");
     outcome.shows("chown: new/file: Operation not permitted");
+    outcome.shows("dd: error writing 'big': File too large");
     outcome.shows("mknod: device: Operation not permitted");
     // In a directory of the user's own, as on the host.
     outcome.shows("removed\n0\n");

@@ -44,9 +44,10 @@ impl Server {
     pub(super) fn getxattr(&mut self, node: u64, args: &mut Args<'_>) -> Result<(), Errno> {
         let (size, _) = (args.u32()? as usize, args.u32()?);
         let name = allowed(args)?;
-        let mut value = vec![0; MAX];
+        // Without any room the host says how long the value is.
+        let mut value = vec![0; size.min(MAX)];
         let len = self.by_path(node, |path| getxattr(path, name, &mut value[..]))?;
-        self.answer_sized(value.get(..len).unwrap_or_default(), size)
+        self.answer_sized(value.get(..len).unwrap_or_default(), len, size)
     }
 
     /// FUSE_LISTXATTR.
@@ -56,14 +57,14 @@ impl Server {
         let len = self.by_path(node, |path| listxattr(path, &mut names[..]))?;
         let names = names.get(..len).unwrap_or_default().split_inclusive(|&byte| byte == 0);
         let shown = names.filter(|name| !is_acl(name)).collect::<Vec<_>>().concat();
-        self.answer_sized(&shown, size)
+        self.answer_sized(&shown, shown.len(), size)
     }
 
-    /// A value, or how long it is when the guest has no room at all.
-    fn answer_sized(&mut self, value: &[u8], room: usize) -> Result<(), Errno> {
+    /// A value, or only how long it is when the guest has no room at all.
+    fn answer_sized(&mut self, value: &[u8], len: usize, room: usize) -> Result<(), Errno> {
         if room == 0 {
-            self.body.u32(value.len() as u32).u32(0);
-        } else if value.len() > room {
+            self.body.u32(len as u32).u32(0);
+        } else if len > room {
             return Err(Errno::RANGE);
         } else {
             self.body.bytes(value);

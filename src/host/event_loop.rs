@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::contain::contain;
+use super::signal::survive_file_size_limit;
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
 
 /// What runs on a loop.
@@ -153,6 +154,7 @@ impl EventLoop {
             .name(name.into())
             .stack_size(256 << 10)
             .spawn(move || {
+                survive_file_size_limit();
                 let step = step.as_deref();
                 let outcome = contain(&what, || turn_until(&ended, &mut manager, step));
                 step.into_iter().for_each(Step::end);

@@ -39,6 +39,18 @@ pub fn interrupt(thread: ThreadId) {
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.0, number()) };
 }
 
+/// Writing beyond the limit of file sizes (`ulimit -f`) is from now on an error in the calling thread, not the end of the
+/// process: it is guests that decide how far they write.
+pub fn survive_file_size_limit() {
+    // SAFETY: as in `Signals::receive`. The call can only fail for an unknown way.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGXFSZ);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
 /// Some signals as a readable descriptor. While it exists they do nothing else, in the thread that made it and in all
 /// threads started from it later; make it before any thread.
 #[derive(Debug)]
