@@ -245,7 +245,7 @@ fn a_network_inside_the_program() {
     transfer(&mut guest, Ipv4Addr::LOCALHOST, "host.internal");
     let refused = guest.shell(&format!("nc 10.0.2.2 {closed} </dev/null; echo v=$?"));
     assert!(refused.contains("\nv=1\n"), "{refused}");
-    guest.send("echo listening; echo from the guest | nc -l -p 80; echo served");
+    guest.send("echo lis''tening; echo from the guest | nc -l -p 80; echo ser''ved");
     guest.expect("listening");
     let mut answer = String::new();
     // Until the guest's server listens it refuses.
