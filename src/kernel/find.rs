@@ -90,12 +90,12 @@ impl Places {
             let found =
                 root::in_directory(&real).map_err(|reason| Error::Directory { path: path.to_owned(), reason })?;
             let what = if found.built_here { "build tree" } else { "directory" };
-            let origin = format!("{}, {what} {}", found.image.display(), path.display());
+            let origin = format!("{what} {}", real.display());
             return Kernel::new(found, origin);
         }
         match package::kind(&real).map_err(read)? {
             Some(_) => self.packed(path, &real),
-            None => Kernel::new(root::beside(&real), format!("{}", path.display())),
+            None => Kernel::new(root::beside(&real), real.display().to_string()),
         }
     }
 

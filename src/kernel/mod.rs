@@ -161,14 +161,16 @@ pub(crate) fn look_at_module(data: &[u8]) {
 
 /// The release: what a bzImage says, then what the place says, then what an ELF file says.
 fn release_of(found: &Found) -> Result<Option<String>, Error> {
-    let said = loader::release(&found.image)?;
+    // It becomes part of paths: what a file says must be no path.
+    let said = loader::release(&found.image)?.filter(|text| release::is_release(text));
     let elf = compressed::open(&found.image).map_err(|source| Error::Read { path: found.image.clone(), source })?;
+    let placed = found.release.clone().filter(|text| release::is_numbered(text));
     if !loader::is_elf(&elf) {
-        return Ok(said.or_else(|| found.release.clone()));
+        return Ok(said.or(placed));
     }
-    if let Some(release) = &found.release {
-        return Ok(Some(release.clone()));
+    if placed.is_some() {
+        return Ok(placed);
     }
     let banner = search::release_in(&elf).map_err(|source| Error::Read { path: found.image.clone(), source })?;
-    Ok(banner.or(said).filter(|text| release::is_release(text)))
+    Ok(banner.or(said))
 }

@@ -11,6 +11,11 @@ pub fn is_release(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX && text.starts_with(char::is_alphanumeric) && text.chars().all(allowed)
 }
 
+/// Whether `text` is a release and not only a name, as in `vmlinuz-linux`.
+pub fn is_numbered(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit()) && is_release(text)
+}
+
 /// Orders releases from old to new: numbers by value, what follows a release candidate's number later than it.
 pub fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (Parts(a), Parts(b));

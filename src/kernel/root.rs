@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::modules::is_build_tree;
-use super::release::{compare, is_release};
+use super::release::{compare, is_numbered, is_release};
 
 /// Where modules are below a root.
 const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
@@ -69,8 +69,8 @@ pub fn releases(root: &Path) -> Vec<String> {
     });
     let beside = MODULES.iter().flat_map(|place| names(&root.join(place)));
     let all = boot.chain(beside);
-    // `make install` leaves the one before as .old; `vmlinuz-linux` is a name and no release.
-    let proper = |name: &String| name.starts_with(|c: char| c.is_ascii_digit()) && !name.ends_with(".old");
+    // `make install` leaves the one before as .old.
+    let proper = |name: &String| is_numbered(name) && !name.ends_with(".old");
     let mut releases: Vec<_> = all.filter(|name| proper(name) && installed(root, name).is_some()).collect();
     releases.sort_by(|a, b| compare(b, a).then_with(|| a.cmp(b)));
     releases.dedup();
@@ -127,7 +127,7 @@ pub fn beside(image: &Path) -> Found {
     let release = IMAGES.iter().find_map(|prefix| name.strip_prefix(prefix));
     // An image in lib/modules/RELEASE.
     let release = release.or_else(|| directory.file_name()?.to_str().filter(|_| holds_modules(directory)));
-    let release = release.filter(|text| text.starts_with(|c: char| c.is_ascii_digit()) && is_release(text));
+    let release = release.filter(|text| is_numbered(text));
     let names = release.map(|release| format!("config-{release}"));
     let config = names.iter().map(String::as_str).chain(["config"]).map(|name| directory.join(name));
     let config = config.into_iter().find(|path| path.is_file());

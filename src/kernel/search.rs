@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use super::release::is_release;
+use super::release::is_numbered;
 use crate::loader::unpack::Part;
 
 const BUFFER: usize = 1 << 20;
@@ -45,7 +45,7 @@ pub fn release_in(vmlinux: &File) -> io::Result<Option<String>> {
         let n = vmlinux.read_at(&mut text, at)?;
         let word = text.get(..n).unwrap_or_default().split(|&byte| byte == b' ').next().unwrap_or_default();
         let word = String::from_utf8_lossy(word);
-        if word.starts_with(|c: char| c.is_ascii_digit()) && is_release(&word) {
+        if is_numbered(&word) {
             return Ok(Some(word.into_owned()));
         }
     }

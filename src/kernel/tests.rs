@@ -329,3 +329,17 @@ fn a_copied_image_finds_the_modules_that_are_installed() {
     assert_eq!(names(&kernel.modules(&[Feature::VirtioFs]).unwrap()), ["virtiofs"]);
     assert!(!Path::new("elsewhere").exists());
 }
+
+/// The release in an image's header is part of the paths that it is kept under.
+#[test]
+fn an_image_cannot_choose_where_it_is_kept() {
+    let s = Setup::new();
+    let mut image = bz_image();
+    image[0x300..0x310].copy_from_slice(b"../../../escaped");
+    s.put("bzImage", &image);
+    let keep = |name| s.places.keep(&[s.path("bzImage").to_str().unwrap()], None, Keep { name, force: false });
+    assert!(matches!(keep(None), Err(Error::Nameless(_))));
+    let (name, kernel) = keep(Some("mine")).unwrap();
+    assert!(kernel.image.starts_with(s.path("store").join(name)));
+    assert_eq!(kernel.release, None, "a name is no release");
+}
