@@ -24,7 +24,7 @@ use super::server::Server;
 use super::session::Session;
 use super::spec::RunSpec;
 use super::{Error, assemble, verdict};
-use crate::agent::{Io, Outcome, Size};
+use crate::agent::{self, Agent, Io, Outcome, Size};
 use crate::host::clock;
 use crate::host::signal::Signals;
 use crate::machine::verdict::Verdict;
@@ -142,7 +142,7 @@ impl Run {
         self
     }
 
-    /// Something by which other threads can end the machine.
+    /// Something by which other threads reach the machine.
     pub fn handle(&self) -> Handle {
         Handle(self.guest.clone())
     }
@@ -171,11 +171,16 @@ impl Run {
     }
 }
 
-/// Ends a machine from any thread.
+/// Reaches a machine from any thread.
 #[derive(Debug, Clone)]
 pub struct Handle(Arc<Guest>);
 
 impl Handle {
+    /// The guest's agent, for more commands and for files; an error before the guest is ready.
+    pub fn agent(&self) -> Result<&Agent, agent::Error> {
+        self.0.agent()
+    }
+
     /// Asks the guest to end all its programs and to power off; the second time the machine ends at once.
     pub fn stop(&self) {
         self.0.stop();
@@ -195,7 +200,7 @@ impl Running {
         self.run.name()
     }
 
-    /// Something by which other threads can end the machine.
+    /// Something by which other threads reach the machine.
     pub fn handle(&self) -> Handle {
         self.run.handle()
     }
