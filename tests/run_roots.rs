@@ -91,6 +91,23 @@ fn a_small_kernel_says_what_it_lacks() {
 }
 
 #[test]
+fn a_directory_is_packed_where_there_is_no_virtio_fs() {
+    let (Some(_), Some(kernel), Some(dir)) = (Runner::new("6.1-cloud"), asset("kernel-6.1-cloud"), small_root()) else {
+        return;
+    };
+    let copy = dir.path().join("kernel");
+    host("cp", &["-rL", kernel.to_str().unwrap(), copy.to_str().unwrap()]);
+    host("find", &[copy.to_str().unwrap(), "-name", "virtiofs.ko*", "-delete"]);
+    let runner = Runner::with_path(&copy).unwrap();
+    let root = dir.path().join("root");
+    let outcome = runner.clone().arg("--root", &root).run(&["sh", "-c", "cat /hello; touch /made"]);
+    assert_eq!(outcome.code(0).console, "from the root\n");
+    outcome.says_one_line("is packed into the guest's memory instead");
+    assert!(!root.join("made").exists());
+    runner.run(&["true"]).code(125).says_one_line("CONFIG_VIRTIO_FS");
+}
+
+#[test]
 fn an_ordinary_user_needs_and_gets_nothing() {
     const NOBODY: u32 = 65534;
     let (Some(runner), Some(kernel)) = (Runner::new("6.12-cloud"), asset("kernel-6.12-cloud")) else { return };

@@ -8,39 +8,31 @@
 //!
 //! Nothing here takes over the process: signals and terminals are the command line's, which hands over what it wants.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::channel::Channel;
 use super::guest::{Guest, LastOutput};
-use super::prepare::{self, Prepared};
+use super::last_words::keep_log;
+use super::prepare::Prepared;
 use super::registry::{self, Home, Record, Registry};
 use super::report::{KernelReport, Numbers, Report, Stages};
 use super::server::Server;
 use super::session::Session;
 use super::spec::RunSpec;
+use super::steward::Steward;
 use super::{Error, assemble, verdict};
-use crate::agent::{Io, Outcome, Size};
+use crate::agent::{self, Agent, Io, Outcome, Size};
 use crate::host::clock;
 use crate::host::signal::Signals;
+use crate::machine::Machine;
 use crate::machine::verdict::Verdict;
-use crate::machine::watch::{Companion, Watch};
-use crate::machine::{Ending, Machine};
+use crate::machine::watch::Watch;
 
-/// How long a guest may take to power off when its command has ended. Its own file systems may have much to write.
-const POWER_OFF: Duration = Duration::from_secs(30);
-/// How long a machine may go on without its agent.
-const WITHOUT_AGENT: Duration = Duration::from_secs(5);
 /// How long the last output of a command may take to reach its reader when the machine has ended before the command.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
-/// Signals of one kind that end the machine, whatever its command makes of them.
-const INSIST: u32 = 3;
-/// How much of the console is shown when a kernel has died.
-const TAIL: u64 = 4 << 10;
 
 /// A machine that is about to run a command, or does.
 pub struct Run {
@@ -142,7 +134,7 @@ impl Run {
         self
     }
 
-    /// Something by which other threads can end the machine.
+    /// Something by which other threads reach the machine.
     pub fn handle(&self) -> Handle {
         Handle(self.guest.clone())
     }
@@ -171,11 +163,16 @@ impl Run {
     }
 }
 
-/// Ends a machine from any thread.
+/// Reaches a machine from any thread.
 #[derive(Debug, Clone)]
 pub struct Handle(Arc<Guest>);
 
 impl Handle {
+    /// The guest's agent, for more commands and for files; an error before the guest is ready.
+    pub fn agent(&self) -> Result<&Agent, agent::Error> {
+        self.0.agent()
+    }
+
     /// Asks the guest to end all its programs and to power off; the second time the machine ends at once.
     pub fn stop(&self) {
         self.0.stop();
@@ -195,7 +192,7 @@ impl Running {
         self.run.name()
     }
 
-    /// Something by which other threads can end the machine.
+    /// Something by which other threads reach the machine.
     pub fn handle(&self) -> Handle {
         self.run.handle()
     }
@@ -210,7 +207,7 @@ impl Running {
     pub fn until_end(self, signals: Option<&Signals>, on_ready: &mut dyn FnMut()) -> Result<Ended, Error> {
         let Self { run, session } = self;
         let spec = &run.spec;
-        let mut steward = Steward::new(&run, on_ready);
+        let mut steward = Steward::new(&run.guest, spec, run.machine.engine(), on_ready);
         let limit = spec.machine.timeout.map(Duration::from_secs);
         let watch = Watch::new(&run.machine).limit(limit).signals(signals).companion(&mut steward);
         let ending = watch.until_end();
@@ -248,127 +245,6 @@ pub struct Ended {
     pub report: Report,
     /// What the consoles printed last, if that matters: a guest that died.
     pub tail: Option<String>,
-}
-
-/// Decides when a running machine has to end.
-struct Steward<'a> {
-    guest: &'a Guest,
-    on_ready: Option<&'a mut dyn FnMut()>,
-    has_command: bool,
-    boot: (Instant, u64),
-    idle: Option<u64>,
-    /// How often each signal came.
-    signals: Vec<i32>,
-}
-
-impl<'a> Steward<'a> {
-    fn new(run: &'a Run, on_ready: &'a mut dyn FnMut()) -> Self {
-        let seconds = prepare::boot_timeout(&run.spec, run.machine.engine());
-        let deadline = Instant::now() + Duration::from_secs(seconds.min(u64::from(u32::MAX)));
-        Self {
-            guest: &run.guest,
-            on_ready: Some(on_ready),
-            has_command: !run.spec.command.is_empty(),
-            boot: (deadline, seconds),
-            idle: run.spec.idle_timeout,
-            signals: Vec::new(),
-        }
-    }
-
-    /// Ends the machine with `ending` if `at` has come; else that is when to look again.
-    fn end_at(&self, at: Option<Instant>, ending: Ending) -> Option<Instant> {
-        match at {
-            Some(at) if Instant::now() >= at => {
-                self.guest.control().end(ending);
-                None
-            }
-            other => other,
-        }
-    }
-
-    fn idle_deadline(&self) -> Option<Instant> {
-        let limit = Duration::from_secs(self.idle?);
-        let silence = self.guest.silence()?;
-        Some(Instant::now() + limit.saturating_sub(silence))
-    }
-}
-
-impl Companion for Steward<'_> {
-    fn signal(&mut self, signal: i32) -> bool {
-        self.signals.push(signal);
-        let times = self.signals.iter().filter(|&&s| s == signal).count() as u32;
-        let sent = match (self.guest.process().as_ref(), u8::try_from(signal)) {
-            (Some(process), Ok(number)) => process.signal(number).is_ok(),
-            _ => false,
-        };
-        if !sent || times >= INSIST {
-            self.guest.control().end(Ending::Stopped(Some(signal)));
-        }
-        true
-    }
-
-    fn look(&mut self) -> Option<Instant> {
-        let progress = self.guest.progress();
-        let waits = progress.started.is_some() || (progress.ready.is_some() && !self.has_command);
-        if let (true, Some(on_ready)) = (waits, self.on_ready.take_if(|_| waits)) {
-            on_ready();
-        }
-        let (boot, seconds) = self.boot;
-        let boot = Some(boot).filter(|_| progress.ready.is_none() && progress.lost.is_none());
-        let ended = progress.outcome.as_ref().map(|(at, _)| *at);
-        let power_off = [ended, progress.stopped].into_iter().flatten().max().map(|at| at + POWER_OFF);
-        let lost = progress.lost.as_ref().map(|(at, _)| *at + WITHOUT_AGENT);
-        let why = progress.lost.map_or_else(String::new, |(_, why)| why);
-        let silent = Ending::Silent(self.idle.unwrap_or_default());
-        [
-            self.end_at(boot, Ending::BootTimedOut(seconds)),
-            self.end_at(power_off, Ending::PowerOff),
-            self.end_at(lost, Ending::Failed(format!("the agent in the guest is gone: {why}"))),
-            self.end_at(if ended.is_none() { self.idle_deadline() } else { None }, silent),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-}
-
-/// The console's log of a guest that died outlives the machine's directory; and its end is for the user's eyes.
-fn keep_log(verdict: &Verdict, log: &Path, home: &Home, named: bool) -> (Option<PathBuf>, Option<String>) {
-    let died = matches!(
-        verdict,
-        Verdict::Panicked { .. } | Verdict::CpuDied { .. } | Verdict::BootTimedOut { .. } | Verdict::NoVerdict { .. }
-    );
-    let tail = if died { tail(log) } else { None };
-    if named || !died {
-        return (named.then(|| log.into()), tail);
-    }
-    let kept = (0..1000).find_map(|number| {
-        let path = std::env::temp_dir().join(format!("belljar-{}-{number}.log", home.name()));
-        copy_new(log, &path).then_some(path)
-    });
-    (kept, tail)
-}
-
-/// Copies to a file that did not exist, for the owner only.
-fn copy_new(from: &Path, to: &Path) -> bool {
-    use std::os::unix::fs::OpenOptionsExt;
-    let Ok(mut source) = File::open(from) else { return false };
-    let Ok(mut target) = File::options().write(true).create_new(true).mode(0o600).open(to) else { return false };
-    std::io::copy(&mut source, &mut target).is_ok()
-}
-
-/// The last lines, with nothing in them that does something to a terminal.
-fn tail(log: &Path) -> Option<String> {
-    let mut file = File::open(log).ok()?;
-    let len = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(TAIL))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    // The first line is only a part of one.
-    let text = if len > TAIL { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
-    let keep = |c: &char| !c.is_control() || *c == '\n' || *c == '\t';
-    Some(text.chars().filter(keep).collect()).filter(|text: &String| !text.trim().is_empty())
 }
 
 impl Ended {

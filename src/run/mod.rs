@@ -12,10 +12,10 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `spec`, `volume` | what shall be run, where |
-//! | `prepare`, `disk_root`, `network` | kernel, root, devices, plan: decided before anything starts |
+//! | `prepare`, `environment`, `disk_root`, `network` | kernel, root, devices, plan: decided before anything starts |
 //! | `assemble`, `pack` | the initial RAM file system, in memory |
 //! | `channel`, `session` | reaching the agent; the command's life |
-//! | `course`, `guest` | the machine from its start to its end |
+//! | `course`, `guest`, `steward`, `last_words` | the machine from its start to its end |
 //! | `verdict`, `report` | what came of it |
 //! | `registry`, `control`, `server`, `client`, `copy` | running machines, and reaching them from other processes |
 
@@ -26,8 +26,10 @@ mod control;
 mod copy;
 mod course;
 mod disk_root;
+mod environment;
 mod guest;
 pub mod kept;
+mod last_words;
 mod network;
 mod pack;
 mod prepare;
@@ -36,6 +38,7 @@ mod report;
 mod server;
 mod session;
 mod spec;
+mod steward;
 mod verdict;
 mod volume;
 
@@ -45,7 +48,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use client::{Remote, RemoteError};
 pub use course::{Ended, Handle, Run, Running};
-pub use prepare::{Prepared, environment};
+pub use environment::environment;
+pub use prepare::Prepared;
 pub use report::{KernelReport, Report, Stages};
 pub use session::window_size;
 pub use spec::{RootAccess, RunSpec, RunSpecError};

@@ -138,3 +138,72 @@ pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate:
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Seek;
+
+    /// What an archive is, as text to look for names and content in.
+    fn text(archive: Archive<File>) -> String {
+        let mut file = archive.finish().unwrap();
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("etc")).unwrap();
+        fs::create_dir_all(dir.path().join("proc/1")).unwrap();
+        fs::write(dir.path().join("etc/name"), "content of a file").unwrap();
+        std::os::unix::fs::symlink("etc/name", dir.path().join("link")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn directories_are_packed_but_not_what_is_mounted_over() {
+        let dir = tree();
+        let mut archive = Archive::in_memory().unwrap();
+        directory(dir.path(), &mut archive).unwrap();
+        let text = text(archive);
+        for part in ["etc/name\0", "content of a file", "link\0", "proc\0"] {
+            assert!(text.contains(part), "{part}");
+        }
+        assert!(!text.contains("proc/1"));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let dir = tree();
+        assert!(size(dir.path(), 10_000).is_some_and(|size| size > 17));
+        assert_eq!(size(dir.path(), 100), None);
+        assert_eq!(size(Path::new("/no/such"), 100), None);
+    }
+
+    #[test]
+    fn tars_keep_their_links_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.tar");
+        let mut builder = tar::Builder::new(File::create(&path).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(17);
+        builder.append_data(&mut header, "./etc/name", &b"content of a file"[..]).unwrap();
+        header.set_size(0);
+        header.set_entry_type(tar::EntryType::Link);
+        builder.append_link(&mut header, "./hard", "./etc/name").unwrap();
+        builder.into_inner().unwrap();
+        let mut archive = Archive::in_memory().unwrap();
+        tar(&path, &mut archive).unwrap();
+        let text = text(archive);
+        for part in ["etc/name\0", "content of a file", "hard\0", "/etc/name"] {
+            assert!(text.contains(part), "{part}");
+        }
+        assert!(!is_cpio(&path).unwrap());
+        fs::write(&path, "no tar at all".repeat(100)).unwrap();
+        let error = tar(&path, &mut Archive::in_memory().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("x.tar"), "{error}");
+    }
+}

@@ -1,12 +1,11 @@
 //! From a specification to what will be started: which kernel, what of it is used, which devices the machine gets and
 //! what its agent shall do. Looks at the host, changes nothing. What a kernel lacks is said here, before anything starts.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::channel::{Channel, Kind};
 use super::disk_root::DiskRoot;
+use super::environment::environment;
 use super::network;
 use super::pack;
 use super::spec::{RootAccess, RunSpec, RunSpecError};
@@ -14,7 +13,7 @@ use super::{Error, Volume};
 use crate::agent::{self, Access, Exec, Mount, Plan};
 use crate::devices;
 use crate::kernel::{self, Feature, Kernel, Support};
-use crate::spec::{EngineName, MachineSpec, Transport};
+use crate::spec::{MachineSpec, Transport};
 
 /// Tag of the directory that is the root.
 const ROOT_TAG: &str = "belljar-root";
@@ -342,54 +341,4 @@ fn exec(spec: &RunSpec) -> Result<Option<Exec>, Error> {
         user: spec.user.clone(),
         ..Exec::new(&spec.command)
     }))
-}
-
-/// The environment that `--env` and `--env-file` make; what stands later counts, and files before flags.
-pub fn environment(env: &[OsString], files: &[PathBuf]) -> Result<Vec<(OsString, OsString)>, Error> {
-    let mut variables: Vec<(OsString, OsString)> = Vec::new();
-    let mut set = |text: &OsStr| {
-        let bytes = text.as_bytes();
-        let at = bytes.iter().position(|&byte| byte == b'=');
-        let name = OsStr::from_bytes(at.and_then(|at| bytes.get(..at)).unwrap_or(bytes));
-        let value = match at.and_then(|at| bytes.get(at + 1..)) {
-            Some(value) => Some(OsStr::from_bytes(value).to_owned()),
-            // Not set here, not set there.
-            None => std::env::var_os(name),
-        };
-        variables.retain(|(known, _)| known != name);
-        variables.extend(value.map(|value| (name.to_owned(), value)));
-    };
-    for path in files {
-        let text = std::fs::read(path).map_err(|source| Error::EnvFile { path: path.clone(), source })?;
-        let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
-        lines.for_each(|line| set(OsStr::from_bytes(line)));
-    }
-    env.iter().for_each(|text| set(text));
-    Ok(variables)
-}
-
-/// Seconds within which a guest must be ready, unless something else is said.
-pub(super) fn boot_timeout(spec: &RunSpec, engine: &str) -> u64 {
-    // The software CPU is slower by one or two orders of magnitude, and hosts without KVM tend to be loaded.
-    let usual = if engine == "kvm" && spec.machine.engine != EngineName::Soft { 60 } else { 300 };
-    spec.boot_timeout.unwrap_or(usual)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_environment_is_what_flags_and_files_say() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("env");
-        std::fs::write(&file, "# comment\nA=1\nB=two words\r\n\nPATH\n").unwrap();
-        let env = environment(&["A=3".into(), "C=".into(), "NOT_SET_ANYWHERE".into()], &[file]).unwrap();
-        let path = std::env::var_os("PATH").unwrap();
-        let expected = [("B", "two words".into()), ("PATH", path), ("A", "3".into()), ("C", "".into())];
-        assert_eq!(env, expected.map(|(name, value)| (name.into(), value)));
-        let missing = environment(&[], &["/no/such".into()]).unwrap_err().to_string();
-        assert!(missing.contains("/no/such"), "{missing}");
-    }
 }

@@ -1,6 +1,7 @@
 //! Starting `belljar run` in tests.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 
 use super::{BOOT, Outcome, Session, asset, belljar, engine};
@@ -23,7 +24,12 @@ impl Runner {
 
     /// The same with any asset that has a kernel.
     pub fn with_kernel(name: &str) -> Option<Self> {
-        let (engine, kernel) = (engine()?, asset(name)?);
+        Self::with_path(&asset(name)?)
+    }
+
+    /// The same with any kernel.
+    pub fn with_path(kernel: &Path) -> Option<Self> {
+        let engine = engine()?;
         let runner = Self { engine, flags: Vec::new(), limit: 110, variables: Vec::new() };
         Some(runner.with(&["--engine", engine]).arg("--kernel", kernel))
     }
