@@ -43,6 +43,9 @@ const MOST_TIMES: usize = 8 * MOST;
 const FIRST_PORT: u16 = 49152;
 /// When a connection that should send something and does not is looked at again.
 const LATER: Duration = Duration::from_millis(10);
+/// What a connection wants to send at its end it sends sooner than this: it is longer than acknowledgements wait, and
+/// shorter than the time for which TCP remembers connections.
+const SOON: Duration = Duration::from_millis(100);
 
 /// All connections.
 pub(super) struct Tcp {
@@ -255,7 +258,7 @@ impl Tcp {
         let Some(sockets) = connection.sockets() else { return };
         let at = self.interface.poll_at(wire::instant(self.began, now), sockets);
         let at = at.map(|at| self.began + Duration::from_micros(at.total_micros().max(0).cast_unsigned()));
-        if connection.is_over(at.is_some_and(|at| at <= now) && !in_vain) {
+        if connection.is_over(at.is_some_and(|at| at <= now + SOON) && !in_vain) {
             return self.remove(id);
         }
         let Some(at) = at else { return };

@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const QUESTION: Duration = Duration::from_secs(75);
 /// The same for a guest that a client wants to connect with.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an acknowledgement of less than a whole segment waits. A guest whose program writes little by little sends
+/// what came together meanwhile in one packet, rather than each piece in its own; the world's hosts wait far longer.
+const ACK_DELAY: Duration = Duration::from_millis(2);
 
 /// How far it is.
 enum Stage {
@@ -158,7 +161,7 @@ impl Connection {
         }
     }
 
-    /// Whether nothing more will happen; `busy`: there is something to be sent. If the guest did not end it in peace, the
+    /// Whether nothing more will happen; `busy`: there is something to be sent soon. If the guest did not end it in peace, the
     /// world hears so when this is dropped.
     pub(super) fn is_over(&self, busy: bool) -> bool {
         let Stage::Open(sockets, handle) = &self.stage else { return false };
@@ -193,8 +196,7 @@ fn stage(tcp: Socket<'static>) -> Stage {
 /// A socket with so many bytes of room each way, whose memory costs nothing until it is used.
 fn new_socket(buffer: usize, patience: Duration) -> Socket<'static> {
     let mut tcp = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
-    // Acknowledgements are made when the guest has room for a packet, so that several become one.
-    tcp.set_ack_delay(None);
+    tcp.set_ack_delay(Some(ACK_DELAY.into()));
     tcp.set_nagle_enabled(false);
     tcp.set_timeout(Some(patience.into()));
     tcp.set_keep_alive(Some(QUESTION.into()));

@@ -99,6 +99,17 @@ fn each_direction_ends_by_itself() {
     guest.tcp(handle).close();
     guest.until("the end", |guest| !guest.tcp(handle).is_active() || guest.tcp(handle).state() == tcp::State::TimeWait);
     assert!(serving.join().unwrap() == content(300_000));
+    // An end that comes with the last bytes is acknowledged as well.
+    let (port, serving) = server(|mut client| {
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        client.read(&mut [0; 10]).unwrap()
+    });
+    let handle = guest.connected(host(port));
+    assert!(guest.read_to_end(handle).is_empty());
+    guest.tcp(handle).send_slice(b"bye").unwrap();
+    guest.tcp(handle).close();
+    guest.until("the end", |guest| !guest.tcp(handle).is_open());
+    assert_eq!((serving.join().unwrap(), guest.cable.resets), (3, 0));
 }
 
 #[test]
@@ -115,6 +126,7 @@ fn resets_are_passed_on_both_ways() {
     let handle = guest.connected(host(port));
     guest.until("the reset", |guest| !guest.tcp(handle).is_open());
     serving.join().unwrap();
+    assert_eq!(guest.cable.resets, 1);
     assert!(matches!(guest.tcp(handle).recv(|_| (0, ())), Err(tcp::RecvError::InvalidState)));
 }
 
