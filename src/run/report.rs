@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::guest::Progress;
 use crate::engine::ExitStats;
 use crate::host::clock;
+use crate::machine::quota;
 use crate::machine::verdict::Verdict;
 use crate::machine::{Machine, Timing};
 
@@ -47,6 +48,9 @@ pub struct Numbers {
     /// Guest instructions, if the engine counts them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructions: Option<u64>,
+    /// The CPU quota and who keeps it, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<quota::Report>,
     /// CPU time of the vCPU threads.
     pub cpu_seconds: f64,
     /// When what happened, on the host's monotonic clock.
@@ -64,6 +68,7 @@ impl Numbers {
             peak_memory: peak_memory(),
             exits: machine.stats(),
             instructions: machine.instructions(),
+            cpu_quota: machine.cpu_quota(),
             cpu_seconds: machine.cpus().cpu_time().as_secs_f64(),
             timing: machine.timing(),
             devices: machine.device_statistics(),
