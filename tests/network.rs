@@ -239,6 +239,8 @@ fn a_network_inside_the_program() {
     assert!(leased.contains("lease of 10.0.2.15 obtained from 10.0.2.2"), "{leased}");
     assert_eq!(value(&mut guest, "/sys/class/net/eth0/mtu"), "65520");
     assert!(has_checksum_offload(&mut guest));
+    // The guest asks for routers a moment after the card is up.
+    guest.shell("until ping -c 1 -W 10 fd62:656c:6c6a::2; do sleep 1; done");
     let pinged = guest.shell("ping -c 2 -W 10 10.0.2.2; ping -c 2 -W 10 fd62:656c:6c6a::2");
     assert_eq!(pinged.matches(" 0% packet loss").count(), 2, "{pinged}");
     // By its name.

@@ -258,7 +258,7 @@ impl Tcp {
         let Some(sockets) = connection.sockets() else { return };
         let at = self.interface.poll_at(wire::instant(self.began, now), sockets);
         let at = at.map(|at| self.began + Duration::from_micros(at.total_micros().max(0).cast_unsigned()));
-        if connection.is_over(at.is_some_and(|at| at <= now + SOON) && !in_vain) {
+        if connection.is_over(at.is_some_and(|at| at <= now + SOON)) {
             return self.remove(id);
         }
         let Some(at) = at else { return };

@@ -38,6 +38,8 @@ struct Cable {
     headers: Vec<[u8; HEADER_LEN]>,
     /// Resets of IPv4 connections that came.
     resets: usize,
+    /// Bytes in their segments.
+    lens: Vec<usize>,
 }
 
 struct Input(Vec<u8>);
@@ -66,6 +68,9 @@ impl Device for Cable {
         let frame = self.stack.output()?.to_vec();
         self.headers.push(*frame.first_chunk().unwrap());
         let (ip, flags) = (frame[BEFORE - 2..BEFORE] == [8, 0], frame.get(BEFORE + 33));
+        if ip && frame[BEFORE + 9] == 6 {
+            self.lens.push(frame.len() - BEFORE - 20 - usize::from(frame[BEFORE + 32] >> 4) * 4);
+        }
         self.resets += usize::from(ip && frame[BEFORE + 9] == 6 && flags.is_some_and(|flags| flags & 4 != 0));
         Some((Input(frame[HEADER_LEN..].to_vec()), Output(&mut self.stack)))
     }
@@ -101,7 +106,7 @@ fn guest(config: &Config) -> Guest {
 fn guest_with_mtu(config: &Config, mtu: u16) -> Guest {
     let counters = Arc::new(Counters::default());
     let stack = Stack::new(config, counters.clone()).unwrap();
-    let mut cable = Cable { stack, mtu, headers: Vec::new(), resets: 0 };
+    let mut cable = Cable { stack, mtu, headers: Vec::new(), resets: 0, lens: Vec::new() };
     let config = InterfaceConfig::new(HardwareAddress::Ethernet(GUEST_MAC));
     let mut interface = Interface::new(config, &mut cable, smoltcp::time::Instant::ZERO);
     interface.update_ip_addrs(|addresses| {

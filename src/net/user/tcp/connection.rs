@@ -40,7 +40,9 @@ pub(super) struct Connection {
     writable: bool,
     /// The world has sent its last byte.
     world_ended: bool,
-    /// The guest has, and the world knows.
+    /// The guest has; what it sent before may not have gone on.
+    guest_ending: bool,
+    /// The world knows that.
     guest_ended: bool,
     /// The host's socket has failed.
     failed: bool,
@@ -60,6 +62,7 @@ impl Connection {
             readable: false,
             writable: false,
             world_ended: false,
+            guest_ending: false,
             guest_ended: false,
             failed: false,
             queued: false,
@@ -153,9 +156,13 @@ impl Connection {
             tcp.abort();
             return;
         }
-        let ended = matches!(tcp.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
-            || (tcp.state() == State::Closed && self.world_ended);
-        if ended && !tcp.may_recv() && !std::mem::replace(&mut self.guest_ended, true) {
+        if self.world_ended && tcp.send_queue() == 0 {
+            // Not earlier: smoltcp 0.14 overlooks that a window opens once both ends have been said.
+            tcp.close();
+        }
+        let ending = [State::CloseWait, State::LastAck, State::Closing, State::TimeWait];
+        self.guest_ending |= ending.contains(&tcp.state());
+        if self.guest_ending && !tcp.may_recv() && !std::mem::replace(&mut self.guest_ended, true) {
             // It may have been reset just now, which the next read will tell.
             let _ = shutdown(&self.socket, Shutdown::Write);
         }
@@ -170,7 +177,7 @@ impl Connection {
             // Nothing can be lost on this wire, so there is nothing to wait for after the last packet.
             State::TimeWait => self.guest_ended && tcp.recv_queue() == 0 && !busy,
             State::Closed if tcp.remote_endpoint().is_some() => false,
-            State::Closed if self.world_ended && !self.failed => self.guest_ended && tcp.recv_queue() == 0,
+            State::Closed if self.world_ended && self.guest_ending && !self.failed => self.guest_ended,
             State::Closed => true,
             _ => false,
         }
@@ -239,10 +246,7 @@ fn to_guest(
             (received.unwrap_or(0), ())
         });
         match received {
-            Ok(0) => {
-                (*readable, *ended) = (false, true);
-                tcp.close();
-            }
+            Ok(0) => (*readable, *ended) = (false, true),
             Ok(len) => add(&counters.received_bytes, len),
             Err(Errno::AGAIN) => *readable = false,
             Err(Errno::INTR) => {}
