@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, getxattr_query, listxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
 use super::Server;
@@ -44,7 +44,10 @@ impl Server {
     pub(super) fn getxattr(&mut self, node: u64, args: &mut Args<'_>) -> Result<(), Errno> {
         let (size, _) = (args.u32()? as usize, args.u32()?);
         let name = allowed(args)?;
-        // Without any room the host says how long the value is.
+        if size == 0 {
+            let len = self.by_path(node, |path| getxattr_query(path, name))?;
+            return self.answer_sized(&[], len, size);
+        }
         let mut value = vec![0; size.min(MAX)];
         let len = self.by_path(node, |path| getxattr(path, name, &mut value[..]))?;
         self.answer_sized(value.get(..len).unwrap_or_default(), len, size)
