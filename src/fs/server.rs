@@ -20,7 +20,7 @@ const MAX_WRITE: u32 = (MAX_PAGES as u32) << 12;
 const MAX_BACKGROUND: u16 = 64;
 /// Everything that is understood here. POSIX locks and flock are not on the list, so the guest keeps them for itself; nor
 /// is READDIRPLUS_AUTO: programs that list a directory mostly look at its files next, and Linux guesses that too late for
-/// those that read the whole of it first (`ls -l`, `find`: a third of the requests without).
+/// those that read the whole of it first, as `ls -l` does.
 const OFFERED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
