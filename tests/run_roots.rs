@@ -16,7 +16,7 @@ use common::{Session, asset, belljar, host, scratch};
 /// A directory that is enough of a root: busybox and a file.
 fn small_root() -> Option<tempfile::TempDir> {
     let dir = scratch();
-    let busybox = asset("busybox")?.join("busybox");
+    let busybox = asset("busybox")?;
     // What a read-only root must have: there things are mounted.
     for name in ["bin", "dev", "proc", "run", "sys", "tmp"] {
         fs::create_dir_all(dir.path().join("root").join(name)).unwrap();
