@@ -13,6 +13,8 @@ mod modify;
 mod paging;
 mod smp;
 
+use std::arch::x86_64::__cpuid;
+
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 
@@ -57,19 +59,29 @@ type Asm = std::result::Result<(), IcedError>;
 
 /// Runs every guest; panics name the one that failed.
 pub fn run_all(engine: &dyn Engine) {
-    let files = [
-        breakpoints::TESTS,
-        exceptions::TESTS,
-        paging::TESTS,
-        modify::TESTS,
-        interrupts::TESTS,
-        modes::TESTS,
-        smp::TESTS,
-    ];
+    let breakpoints = if engine.name() == "kvm" && host_is_tcg() {
+        println!("kvm: NOT RUN: breakpoints, of which QEMU's emulation of SVM dies");
+        &[][..]
+    } else {
+        breakpoints::TESTS
+    };
+    let files =
+        [breakpoints, exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
     for (name, test) in files.into_iter().flatten() {
         println!("{}: {name}", engine.name());
         test(engine);
     }
+}
+
+/// Whether the CPU below is QEMU's (its signature in the hypervisor's leaf), as in scripts/nested. QEMU 7.2 ends with a
+/// segmentation fault when KVM in its guest takes a nested guest's breakpoints away: it uses the address in DR0 to DR3
+/// as a pointer.
+fn host_is_tcg() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    let leaf = __cpuid(0x4000_0000);
+    __cpuid(1).ecx & HYPERVISOR != 0
+        && [leaf.ebx, leaf.ecx, leaf.edx]
+            == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
 }
 
 /// What a handler saw.
