@@ -120,7 +120,6 @@ impl Prepared {
             hostname: self.hostname.clone().unwrap_or_else(|| name.into()),
             network: self.network.clone(),
             init: self.init.clone(),
-            sysctl: Vec::new(),
         }
     }
 

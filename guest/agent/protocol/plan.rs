@@ -26,8 +26,6 @@ pub struct Plan {
     pub network: Vec<Network>,
     /// The root's own init, with arguments: it becomes process 1, and the agent one of its children.
     pub init: Option<Vec<String>>,
-    /// Files under /proc/sys (with `.` or `/`) and what to write to them.
-    pub sysctl: Vec<(String, String)>,
 }
 
 /// How to reach the host.
@@ -130,7 +128,6 @@ impl Plan {
             hostname: "belljar".into(),
             network: Vec::new(),
             init: None,
-            sysctl: Vec::new(),
         }
     }
 
@@ -145,7 +142,6 @@ impl Plan {
         self.hostname.put(&mut to);
         self.network.put(&mut to);
         self.init.put(&mut to);
-        self.sysctl.put(&mut to);
         to
     }
 
@@ -163,7 +159,6 @@ impl Plan {
             hostname: String::get(from)?,
             network: Vec::get(from)?,
             init: Option::get(from)?,
-            sysctl: Vec::get(from)?,
         };
         if from.is_empty() { Ok(plan) } else { Err(Malformed) }
     }

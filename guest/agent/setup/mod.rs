@@ -100,12 +100,6 @@ fn prepare(plan: &Plan, notes: &mut Notes) -> Result<(), String> {
     }
     mounts::standard(&plan.root, notes)?;
     root::volumes(&plan.mounts)?;
-    for (name, value) in &plan.sysctl {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        if let Err(e) = fs::write(&path, value) {
-            notes.push(format!("cannot set {name} to {value}: {}", reason(&e)));
-        }
-    }
     network::configure(&plan.network, notes)
 }
 

@@ -93,19 +93,9 @@ fn plan() -> impl Strategy<Value = Plan> {
         .prop_map(|(mac, ipv4, ipv6)| Network { mac, ipv4, ipv6, dns: vec!["10.0.2.3".into()] });
     let lists = (prop::collection::vec(".{0,9}", 0..3), prop::collection::vec(mount, 0..3));
     let rest = (prop::collection::vec(network, 0..3), prop::option::of(prop::collection::vec(".{0,9}", 0..3)));
-    let sysctl = prop::collection::vec((".{0,9}", ".{0,9}"), 0..3);
-    (channel, root, lists, ".{0,9}", rest, sysctl).prop_map(
-        |(channel, root, (modules, mounts), hostname, (network, init), sysctl)| Plan {
-            modules,
-            channel,
-            root,
-            mounts,
-            hostname,
-            network,
-            init,
-            sysctl,
-        },
-    )
+    (channel, root, lists, ".{0,9}", rest).prop_map(|(channel, root, (modules, mounts), hostname, (network, init))| {
+        Plan { modules, channel, root, mounts, hostname, network, init }
+    })
 }
 
 fn address<A: Arbitrary>() -> impl Strategy<Value = Option<Address<A>>> {
