@@ -5,6 +5,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`cli`] | the command line |
+//! | [`runner`] | tests of kernels: plan, verdicts, reports |
 //! | [`run`] | a command in a machine of its own; running machines and how to reach them |
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
 //! | [`agent`] | the host's side of the agent in the guest: commands, files, the end |
@@ -62,5 +63,6 @@ pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod run;
+pub mod runner;
 pub mod spec;
 pub mod virtio;
