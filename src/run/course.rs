@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::attendant::Attendant;
 use super::channel::Channel;
 use super::guest::{Guest, LastOutput};
 use super::last_words::keep_log;
@@ -25,9 +26,10 @@ use super::spec::RunSpec;
 use super::steward::Steward;
 use super::{Error, assemble, verdict};
 use crate::agent::{self, Agent, Io, Outcome, Size};
+use crate::devices::console_output::ConsoleWatcher;
 use crate::host::clock;
 use crate::host::signal::Signals;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineBuilder};
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 
@@ -60,6 +62,11 @@ impl Run {
     /// Finds the kernel, builds the machine. Nothing runs yet. Of the command's input and output, and of its terminal,
     /// see [`Run::io`].
     pub fn new(spec: &RunSpec) -> Result<Self, Error> {
+        Self::watched(spec, Vec::new())
+    }
+
+    /// The same; `watchers` see all that the consoles print.
+    pub fn watched(spec: &RunSpec, watchers: Vec<Arc<dyn ConsoleWatcher>>) -> Result<Self, Error> {
         let begin = clock::monotonic_nanos();
         let prepared = Prepared::new(spec)?;
         let home = Registry::user()?.create(spec.name.as_deref())?;
@@ -70,7 +77,7 @@ impl Run {
         let initramfs = assemble::initramfs(&prepared, &channel, home.name())?;
         let console = Arc::new(LastOutput::default());
         let builder = Machine::builder(&machine_spec).initrd(initramfs).watch_consoles(console.clone());
-        let machine = builder.build()?;
+        let machine = watchers.into_iter().fold(builder, MachineBuilder::watch_consoles).build()?;
         let guest = Arc::new(Guest::new(machine.control().clone(), console));
         let server = Server::start(&home.file(registry::CONTROL), guest.clone());
         let kernel = KernelReport {
@@ -81,7 +88,13 @@ impl Run {
         let mut notices = prepared.notices;
         notices.extend(machine.notice().map(str::to_string));
         Ok(Self {
-            session: Some(Session { guest: guest.clone(), channel, exec: prepared.exec, io: Io::none() }),
+            session: Some(Session {
+                guest: guest.clone(),
+                channel,
+                exec: prepared.exec,
+                io: Io::none(),
+                attendant: None,
+            }),
             _server: server.map_err(|e| Error::Host("listen for other commands", e))?,
             spec: spec.clone(),
             machine,
@@ -115,6 +128,15 @@ impl Run {
     pub fn io(mut self, io: Io) -> Self {
         if let Some(session) = &mut self.session {
             session.io = io;
+        }
+        self
+    }
+
+    /// Somebody who does more in the guest, before the command and after it.
+    #[must_use]
+    pub fn attendant(mut self, attendant: Box<dyn Attendant>) -> Self {
+        if let Some(session) = &mut self.session {
+            session.attendant = Some(attendant);
         }
         self
     }

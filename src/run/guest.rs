@@ -30,6 +30,8 @@ pub(super) struct Progress {
     pub first_output: Option<Instant>,
     /// It ended; all its output is written.
     pub outcome: Option<(Instant, Outcome)>,
+    /// The guest is about to be asked to power off, since its command has ended.
+    pub over: Option<Instant>,
     /// Somebody asked for the end of the guest.
     pub stopped: Option<Instant>,
     /// The agent is gone, and why.

@@ -14,12 +14,15 @@
 //! | `spec`, `volume` | what shall be run, where |
 //! | `prepare`, `environment`, `disk_root`, `network` | kernel, root, devices, plan: decided before anything starts |
 //! | `assemble`, `pack` | the initial RAM file system, in memory |
-//! | `channel`, `session` | reaching the agent; the command's life |
+//! | `channel`, `session`, `attendant` | reaching the agent; the command's life, and what is done around it |
+//! | `bare` | a kernel without user space |
 //! | `course`, `guest`, `steward`, `last_words` | the machine from its start to its end |
 //! | `verdict`, `report` | what came of it |
 //! | `registry`, `control`, `server`, `client`, `copy` | running machines, and reaching them from other processes |
 
 mod assemble;
+mod attendant;
+mod bare;
 mod channel;
 mod client;
 mod control;
@@ -46,6 +49,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use attendant::Attendant;
+pub use bare::{Bare, BareEnd};
 pub use client::{Remote, RemoteError};
 pub use course::{Ended, Handle, Run, Running};
 pub use environment::environment;

@@ -211,7 +211,7 @@ impl Root {
 }
 
 /// Consoles go to the log only, or to standard error, unless the specification has its own.
-fn consoles(machine: &mut MachineSpec, kernel: &Kernel, verbose: bool) -> Result<(), Error> {
+pub(super) fn consoles(machine: &mut MachineSpec, kernel: &Kernel, verbose: bool) -> Result<(), Error> {
     if ["serial", "console"].iter().any(|name| machine.device_options(name).next().is_some()) {
         return Ok(());
     }

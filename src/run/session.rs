@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::attendant::Attendant;
 use super::channel::Channel;
 use super::guest::Guest;
 use crate::agent::{self, Agent, Exec, Io, Size};
@@ -22,6 +23,7 @@ pub(super) struct Session {
     /// None: the machine is there for other commands.
     pub(super) exec: Option<Exec>,
     pub(super) io: Io,
+    pub(super) attendant: Option<Box<dyn Attendant>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -68,13 +70,14 @@ impl Session {
         })
     }
 
-    fn run(self) -> Result<(), Cut> {
+    fn run(mut self) -> Result<(), Cut> {
         let guest = &self.guest;
         let stream = self.channel.connect(guest.control())?.ok_or(Cut::MachineEnded)?;
         let agent = Agent::connect(stream)?;
         let ready = agent.ready(None)?;
         guest.set_agent(agent, ready);
         let Some(exec) = &self.exec else { return Ok(()) };
+        self.attendant.iter_mut().try_for_each(|attendant| Ok::<_, Cut>(attendant.before(guest.agent()?)))?;
         let process = guest.agent()?.exec(exec, self.io)?;
         if let Some((_, at)) = process.started(None)? {
             guest.note(|progress| progress.started = Some(at));
@@ -86,8 +89,9 @@ impl Session {
         let outcome = process.wait(None);
         let first_output = process.first_output();
         guest.note(|progress| progress.first_output = first_output);
-        let outcome = outcome?;
-        guest.note(|progress| progress.outcome = Some((Instant::now(), outcome)));
+        let (ended, outcome) = (Instant::now(), outcome?);
+        self.attendant.iter_mut().try_for_each(|attendant| Ok::<_, Cut>(attendant.after(guest.agent()?, &outcome)))?;
+        guest.note(|progress| (progress.outcome, progress.over) = (Some((ended, outcome)), Some(Instant::now())));
         // A guest that cannot be asked is ended by the watching thread.
         let _ = guest.agent()?.shutdown();
         Ok(())

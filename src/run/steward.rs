@@ -81,8 +81,7 @@ impl Companion for Steward<'_> {
         }
         let (boot, seconds) = self.boot;
         let boot = Some(boot).filter(|_| progress.ready.is_none() && progress.lost.is_none());
-        let ended = progress.outcome.as_ref().map(|(at, _)| *at);
-        let power_off = [ended, progress.stopped].into_iter().flatten().max().map(|at| at + POWER_OFF);
+        let power_off = [progress.over, progress.stopped].into_iter().flatten().max().map(|at| at + POWER_OFF);
         let lost = progress.lost.as_ref().map(|(at, _)| *at + WITHOUT_AGENT);
         let why = progress.lost.map_or_else(String::new, |(_, why)| why);
         let silent = Ending::Silent(self.idle.unwrap_or_default());
@@ -90,7 +89,7 @@ impl Companion for Steward<'_> {
             self.end_at(boot, Ending::BootTimedOut(seconds)),
             self.end_at(power_off, Ending::PowerOff),
             self.end_at(lost, Ending::Failed(format!("the agent in the guest is gone: {why}"))),
-            self.end_at(if ended.is_none() { self.idle_deadline() } else { None }, silent),
+            self.end_at(if progress.over.is_none() { self.idle_deadline() } else { None }, silent),
         ]
         .into_iter()
         .flatten()
