@@ -9,14 +9,20 @@ use crate::run::RunSpec;
 
 const HEADING: &str = "Command";
 
-/// The flags.
-pub fn args() -> Vec<Arg> {
+/// How the command is connected to this process.
+pub fn terminal() -> [Arg; 2] {
     let switch = |name: &'static str, short: char, help: &'static str| {
         Arg::new(name).long(name).short(short).action(ArgAction::SetTrue).help(help).help_heading(HEADING)
     };
-    vec![
+    [
         switch("interactive", 'i', "Pass standard input also when it is a terminal"),
         switch("tty", 't', "Give the command a terminal"),
+    ]
+}
+
+/// What surrounds the command.
+pub fn args() -> Vec<Arg> {
+    vec![
         Arg::new("env")
             .long("env")
             .short('e')

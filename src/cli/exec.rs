@@ -20,6 +20,7 @@ pub fn command() -> Command {
             "Run a command in a machine that runs.\n\nExit code: that of the command, 128+N if signal N killed it, 126 not \
              executable, 127 not found; 125 belljar failed or the machine ended; 2 bad usage.",
         )
+        .args(command_flags::terminal())
         .args(command_flags::args())
         .arg(Arg::new("name").value_name("NAME").required(true).help("The machine, as belljar ps shows it"))
         .arg(command_flags::words("The command and its arguments").required(true))

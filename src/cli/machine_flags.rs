@@ -97,17 +97,22 @@ fn trace_help() -> String {
     format!("Keep executed blocks and registers in FILE (software CPU):{}", keys.collect::<String>())
 }
 
+/// The time limit.
+pub fn timeout() -> Arg {
+    Arg::new("timeout")
+        .long("timeout")
+        .value_name("SECONDS")
+        .value_parser(value_parser!(u64))
+        .help("End the machine after this time, with exit code 124")
+}
+
 /// Flags about the course of a run and what is kept of it.
 pub fn course() -> Vec<Arg> {
     let path = || value_parser!(PathBuf);
     let switch =
         |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     vec![
-        Arg::new("timeout")
-            .long("timeout")
-            .value_name("SECONDS")
-            .value_parser(value_parser!(u64))
-            .help("End the machine after this time, with exit code 124"),
+        timeout(),
         Arg::new("log")
             .long("log")
             .value_name("FILE")
@@ -143,7 +148,9 @@ pub fn spec_failure(path: &Path, error: &SpecError) -> Failure {
 pub fn apply(matches: &ArgMatches, spec: &mut MachineSpec) -> Result<(), Failure> {
     let given = |name| matches.get_one::<PathBuf>(name).cloned();
     spec.kernel = given("kernel").or(spec.kernel.take());
-    spec.log = given("log").or(spec.log.take());
+    // Not all verbs have it.
+    let log = matches.try_get_one::<PathBuf>("log").ok().flatten();
+    spec.log = log.cloned().or(spec.log.take());
     spec.initrd.extend(matches.get_many::<PathBuf>("initrd").into_iter().flatten().cloned());
     spec.append = matches.get_one::<String>("append").cloned().or(spec.append.take());
     spec.cmdline = matches.get_one::<String>("cmdline").cloned().or(spec.cmdline.take());

@@ -10,6 +10,7 @@ mod kernel;
 mod machine_flags;
 mod machines;
 mod run;
+mod run_flags;
 
 use std::path::Path;
 use std::process::ExitCode;

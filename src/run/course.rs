@@ -29,9 +29,9 @@ use crate::agent::{self, Agent, Io, Outcome, Size};
 use crate::devices::console_output::ConsoleWatcher;
 use crate::host::clock;
 use crate::host::signal::Signals;
-use crate::machine::{Machine, MachineBuilder};
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
+use crate::machine::{Machine, MachineBuilder};
 
 /// How long the last output of a command may take to reach its reader when the machine has ended before the command.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
