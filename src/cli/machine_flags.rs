@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Failure, device_flags, file_failure};
 use crate::arch::x86_64::level::CpuLevel;
+use crate::host::causes::causes;
 use crate::loader::Protocol;
 use crate::spec::{CpuQuota, EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
 
@@ -141,7 +142,7 @@ pub fn spec_file(matches: &ArgMatches) -> Result<Option<(&Path, String)>, Failur
 
 /// Something is wrong in the file that `--spec` names.
 pub fn spec_failure(path: &Path, error: &SpecError) -> Failure {
-    Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), super::chain(error))))
+    Failure::usage(SpecError::Toml(format!("{}: {}", path.display(), causes(error))))
 }
 
 /// Puts what the flags say into `spec`: it is added to what is there or replaces it.

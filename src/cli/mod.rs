@@ -19,13 +19,14 @@ use clap::Command;
 use clap::error::ErrorKind;
 use serde::Serialize;
 
+use crate::host::causes::causes;
 use crate::host::contain;
 use crate::machine::verdict::EXIT_FAILED;
 
 /// Exit code for a command line that cannot be understood, as of most tools.
 const EXIT_USAGE: u8 = 2;
 
-/// What a subcommand failed with: the exit code and the chain of causes.
+/// What a subcommand failed with: the exit code, and the error with its causes.
 #[derive(Debug)]
 pub struct Failure {
     code: u8,
@@ -35,12 +36,12 @@ pub struct Failure {
 impl Failure {
     /// The user asked for something that cannot be.
     fn usage(error: impl std::error::Error) -> Self {
-        Self { code: EXIT_USAGE, message: chain(&error) }
+        Self { code: EXIT_USAGE, message: causes(&error) }
     }
 
     /// belljar or the host failed.
     fn failed(error: impl std::error::Error) -> Self {
-        Self { code: EXIT_FAILED, message: remedy(chain(&error)) }
+        Self { code: EXIT_FAILED, message: remedy(causes(&error)) }
     }
 }
 
@@ -51,20 +52,6 @@ fn file_failure(action: &str, path: &Path, error: &std::io::Error) -> Failure {
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(Failure::failed)
-}
-
-/// The error and what caused it, on one line. A cause that its effect already quotes is not said twice.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Says what to do if all that `message` ends with is the host's reason. The number that Rust adds to it helps nobody.

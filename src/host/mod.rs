@@ -1,6 +1,7 @@
 //! What the program needs of its host: the event loops, terminals, raw system calls.
 
 pub mod alarm;
+pub mod causes;
 pub mod cgroup;
 pub mod chardev;
 pub mod clock;

@@ -12,12 +12,20 @@ const LIMIT: u64 = 64 << 20;
 
 /// Standard output and error of a command, both into the new file `path`, as they come.
 pub fn outputs(path: &Path) -> io::Result<[Output; 2]> {
-    let kept = Kept(Arc::new(Mutex::new(State { file: File::create_new(path)?, left: LIMIT })));
+    let kept = Kept::create(path)?;
     Ok([Output::Writer(Box::new(kept.clone())), Output::Writer(Box::new(kept))])
 }
 
+/// A file that takes so much and no more; clones write to the same.
 #[derive(Debug, Clone)]
-struct Kept(Arc<Mutex<State>>);
+pub struct Kept(Arc<Mutex<State>>);
+
+impl Kept {
+    /// The new file `path`.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(State { file: File::create_new(path)?, left: LIMIT }))))
+    }
+}
 
 #[derive(Debug)]
 struct State {

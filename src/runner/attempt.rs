@@ -1,0 +1,207 @@
+//! One attempt at one test: its machine from the start to the judgement. On a thread of the pool.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use super::config::{Cell, What};
+use super::consoles::{Consoles, Heard, OnCase, UnderWay};
+use super::judge::{Seen, is_over, is_without_user_space, judge};
+use super::keeper::{Found, Keeper, Wanted};
+use super::ktap::{End, Ktap};
+use super::outcome::{Case, Splat, Status, TestResult};
+use super::output::Printed;
+use super::place::Place;
+use super::pool::{Running, Stop};
+use super::report::Observer;
+use super::{backtrace, kunit, taint};
+use crate::host::causes::causes;
+use crate::host::contain::contain;
+use crate::machine::verdict::Verdict;
+use crate::run::{self, KernelReport, Run, RunSpec, Stages};
+
+/// What all tests have in common.
+pub(super) struct Bench {
+    pub began: Instant,
+    /// Where all that is kept goes.
+    pub directory: PathBuf,
+    /// The file that describes the tests.
+    pub config: Option<PathBuf>,
+    pub observer: Arc<dyn Observer>,
+    pub stop: Arc<Stop>,
+    /// Where coverage data go.
+    pub gcov: Option<PathBuf>,
+    /// A shell for who wants to look around after a failure.
+    pub shell: bool,
+}
+
+/// How a machine ran.
+pub(super) struct Course {
+    pub verdict: Verdict,
+    pub stages: Stages,
+    pub engine: &'static str,
+    pub kernel: KernelReport,
+    pub heard: Heard,
+    /// Cases and last lines of the command's output.
+    pub printed: Option<(Ktap, String)>,
+    pub found: Found,
+}
+
+/// A machine did not come to run.
+pub(super) struct Unable {
+    pub why: String,
+    /// Another attempt may do better.
+    pub again: bool,
+}
+
+impl From<run::Error> for Unable {
+    fn from(error: run::Error) -> Self {
+        let again = matches!(error, run::Error::Machine(_) | run::Error::Host(..) | run::Error::Registry(_));
+        Self { why: causes(&error), again }
+    }
+}
+
+impl From<std::io::Error> for Unable {
+    fn from(error: std::io::Error) -> Self {
+        Self { why: format!("Cannot keep what the test prints: {error}"), again: false }
+    }
+}
+
+/// Runs the test, again if it is not the test's fault that it did not come to an end.
+pub(super) fn run(cell: &Cell, bench: &Bench) -> TestResult {
+    let tries = 1 + cell.rules.retry_infra.unwrap_or(0);
+    let mut number = 1;
+    loop {
+        let (result, again) = attempt(cell, bench, number);
+        if !again || number >= tries || bench.stop.is_now() {
+            return result;
+        }
+        number += 1;
+    }
+}
+
+/// One attempt, and whether another one may do better.
+fn attempt(cell: &Cell, bench: &Bench, number: u32) -> (TestResult, bool) {
+    let start = Instant::now();
+    let mut result = blank(cell, bench, number);
+    let course = contain("the test's thread", || {
+        let place = Place::new(&bench.directory, &cell.id)?;
+        place.describe(cell, &result.reproduce)?;
+        result.artifacts = Some(place.path().into());
+        match &cell.what {
+            What::Kunit { filter } => kunit::course(cell, filter.as_deref(), bench, &place),
+            _ => command(cell, bench, &place),
+        }
+    });
+    let again = match course.unwrap_or_else(|why| Err(Unable { why, again: false })) {
+        Ok(course) => conclude(cell, course, &mut result),
+        Err(unable) => {
+            (result.status, result.reason) = (Status::Error, Some(unable.why));
+            unable.again
+        }
+    };
+    result.seconds = start.elapsed().as_secs_f64();
+    if let Some(Err(e)) = result.artifacts.clone().map(|path| Place::at(path).conclude(&result)) {
+        tracing::warn!("{}: cannot keep the result: {e}", cell.id);
+    }
+    (result, again)
+}
+
+fn blank(cell: &Cell, bench: &Bench, attempt: u32) -> TestResult {
+    TestResult {
+        id: cell.id.clone(),
+        kernel: cell.kernel.clone(),
+        machine: cell.machine.clone(),
+        test: cell.test.clone(),
+        status: Status::Error,
+        reason: None,
+        cases: Vec::new(),
+        splats: Vec::new(),
+        verdict: None,
+        attempt,
+        start: bench.began.elapsed().as_secs_f64(),
+        seconds: 0.0,
+        stages: None,
+        engine: None,
+        release: None,
+        tail: String::new(),
+        artifacts: None,
+        reproduce: cell.reproduce(bench.config.as_deref()),
+    }
+}
+
+/// Hears of cases for the observer.
+pub(super) fn on_case(cell: &Cell, bench: &Bench) -> OnCase {
+    let (id, observer) = (cell.id.clone(), bench.observer.clone());
+    Arc::new(move |case: &Case| observer.case(&id, case))
+}
+
+/// A command in a guest.
+fn command(cell: &Cell, bench: &Bench, place: &Place) -> Result<Course, Unable> {
+    let under_way = UnderWay::default();
+    let consoles = Consoles::new(&cell.policy(), under_way.clone(), on_case(cell, bench));
+    let printed = Printed::new(&place.output(), under_way, on_case(cell, bench))?;
+    let (keeper, found) = Keeper::new(Wanted {
+        artifacts: cell.artifacts().to_vec(),
+        to: place.path().into(),
+        gcov: bench.gcov.as_ref().map(|to| to.join(super::place::relative(&cell.id))),
+        shell: bench.shell,
+    });
+    let run = Run::watched(&talkative(&cell.run, place), vec![consoles.clone()])?;
+    let run = run.io(printed.io()).attendant(Box::new(keeper));
+    let _watched = bench.stop.watch(Running::Run(run.handle()));
+    let ended = run.start()?.until_end(None, &mut || {})?;
+    let end = end(&ended.report.verdict);
+    let found = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Course {
+        verdict: ended.report.verdict,
+        stages: ended.report.stages,
+        engine: ended.report.numbers.engine,
+        kernel: ended.report.kernel,
+        heard: consoles.finish(end),
+        printed: Some(printed.finish(end)),
+        found,
+    })
+}
+
+/// The same run, with all that the kernel says in the log: complaints are read from there.
+fn talkative(spec: &RunSpec, place: &Place) -> RunSpec {
+    let mut spec = spec.clone();
+    spec.machine.log = Some(place.console());
+    let user = spec.machine.append.take().unwrap_or_default();
+    spec.machine.append = Some(format!("loglevel=7 {user}").trim().to_string());
+    spec
+}
+
+/// How the sources of results ended.
+pub(super) fn end(verdict: &Verdict) -> End {
+    match verdict {
+        Verdict::Panicked { .. } | Verdict::CpuDied { .. } | Verdict::NoVerdict { .. } => End::Died,
+        Verdict::BootTimedOut { .. } | Verdict::TimedOut | Verdict::Silent { .. } => End::TimedOut,
+        _ => End::Whole,
+    }
+}
+
+/// From what was seen to the result; whether another attempt may do better.
+fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
+    let Course { verdict, stages, engine, kernel, heard, printed, found } = course;
+    let (output, tail) = printed.unwrap_or_default();
+    let mut ktap = output.and(heard.ktap);
+    cell.expect_failures(&mut ktap.cases);
+    let mut splats = heard.splats;
+    splats.extend(taint::splat(found.taint, &cell.policy()));
+    let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
+    splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
+    backtrace::decode(&mut splats, &kernel);
+    let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
+    (result.status, result.reason) = judge(&seen, cell.expect);
+    let again = result.status == Status::Error && matches!(verdict, Verdict::Failed { .. });
+    // A guest that died says more on its console than its command did.
+    let by_console = tail.is_empty() || matches!(end(&verdict), End::Died) || !splats.is_empty();
+    result.tail = if by_console { heard.tail } else { tail };
+    (result.cases, result.splats) = (ktap.cases, splats);
+    (result.verdict, result.stages, result.engine) = (Some(verdict), Some(stages), Some(engine.into()));
+    result.release = kernel.release;
+    result.notes = found.problems;
+    again
+}
