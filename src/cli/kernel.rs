@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde::Serialize;
 
 use super::Failure;
+use crate::host::causes::causes;
 use crate::kernel::store::Keep;
 use crate::kernel::{self, FOR_A_DIRECTORY, FOR_ANY_RUN, Kernel, Places};
 use crate::spec::approximate;
@@ -131,7 +132,7 @@ fn list(json: bool) -> Result<u8, Failure> {
                 lacks: Vec::new(),
                 release: None,
                 origin: String::new(),
-                error: Some(super::chain(&error)),
+                error: Some(causes(&error)),
             },
         })
         .collect();
