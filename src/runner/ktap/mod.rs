@@ -66,7 +66,7 @@ pub enum End {
 }
 
 /// What an output told in all.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ktap {
     /// Whether there was KTAP in it.
     pub found: bool,
@@ -82,6 +82,16 @@ impl Ktap {
     /// was skipped as a whole.
     pub fn status(&self) -> Status {
         self.worst.unwrap_or(Status::Fail)
+    }
+
+    /// What two outputs of one test told together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.found |= other.found;
+        self.cases.extend(other.cases);
+        self.problems.extend(other.problems);
+        self.worst = self.worst.max(other.worst);
+        self
     }
 }
 

@@ -1,0 +1,179 @@
+//! `belljar test`: tests of kernels, each in a machine of its own.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{ArgMatches, Command};
+
+use super::{Failure, command_flags, device_flags, file_failure, machine_flags, run_flags, test_flags};
+use crate::host::signal::Signals;
+use crate::host::{cpu, limits, terminal};
+use crate::run::RunSpec;
+use crate::runner::config::{self, Cell, Rules, Selection, Suite, What};
+use crate::runner::outcome::Outcome;
+use crate::runner::{self, Options, Stop};
+
+mod output;
+
+use output::Outputs;
+
+/// Signals that end everything: the first asks the guests, the second does not.
+const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+/// What `git bisect run` takes for a revision that cannot be tested.
+const SKIP: u8 = 125;
+
+/// Flags and help of the subcommand.
+pub fn command() -> Command {
+    Command::new("test")
+        .about("Test kernels, each test in a machine of its own")
+        .long_about(
+            "Test kernels, each test in a machine of its own.\n\nA command, --kunit or --kselftest is the one test, and flags say \
+             where it runs, as for belljar run. Without those, belljar.toml describes kernels, machines and tests, and flags \
+             replace what it says. Exit code: 0 all is well; 1 a test failed; 3 a kernel crashed; 4 a test took too long; \
+             125 belljar or the host failed; 2 bad usage. With --bisect: 0 good, 1 bad, 125 cannot be told.",
+        )
+        .args(test_flags::what())
+        .args(test_flags::selection())
+        .args(test_flags::course())
+        .args(test_flags::reports())
+        .args(run_flags::root())
+        .args(command_flags::args())
+        .args(run_flags::guest())
+        .args(machine_flags::machine())
+        .args(device_flags::args())
+        .args(run_flags::limits())
+        .arg(machine_flags::timeout())
+        .arg(command_flags::words("The command that is the test, and its arguments"))
+}
+
+/// Runs the tests. The exit code is that of [`Outcome::exit_code`].
+pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
+    let bisect = matches.get_flag("bisect");
+    match test(matches) {
+        Ok(code) if bisect => Ok(for_bisect(code)),
+        Err(failure) if bisect => Err(Failure { code: SKIP, ..failure }),
+        other => other,
+    }
+}
+
+/// As `git bisect run` wants it: whatever the kernel did wrong is bad, and nothing ends the search.
+fn for_bisect(code: u8) -> u8 {
+    match code {
+        0 => 0,
+        1 | 3 | 4 => 1,
+        _ => SKIP,
+    }
+}
+
+fn test(matches: &ArgMatches) -> Result<u8, Failure> {
+    let Planned { cells, config } = planned(matches)?;
+    let cells = config::select(cells, &selection(matches)?).map_err(Failure::usage)?;
+    if matches.get_flag("list") {
+        // Nobody reads any more: that is all right.
+        let _ = cells.iter().try_for_each(|cell| writeln!(std::io::stdout(), "{}", cell.id));
+        return Ok(0);
+    }
+    // Opened first: what was a long run should not end with the news that its result cannot be kept.
+    let outputs = Outputs::create(matches)?;
+    limits::raise_open_files();
+    // Before any thread exists, so that all of them leave these signals to the main thread.
+    let signals = Signals::receive(&SIGNALS).map_err(Failure::failed)?;
+    let given = matches.get_one::<PathBuf>("artifacts").cloned();
+    let kept = given.is_some();
+    let directory = given.map_or_else(runner::temporary, |path| std::fs::create_dir_all(&path).map(|()| path));
+    let directory = directory.map_err(|e| file_failure("make the directory of artifacts", Path::new("--artifacts"), &e))?;
+    let options = options(matches, &cells, directory, config)?;
+    let stop = Arc::new(Stop::default());
+    let mut asked = false;
+    let mut tick = || {
+        while let Some(signal) = signals.next() {
+            if std::mem::replace(&mut asked, true) {
+                terminal::restore();
+                std::process::exit(128 + signal);
+            }
+            stop.now();
+        }
+    };
+    let observer = outputs.observer(cells.len());
+    let outcome = runner::run(cells, &options, &observer, &stop, &mut tick).map_err(Failure::failed)?;
+    outputs.write(&outcome)?;
+    if !kept && outcome.exit_code() == 0 {
+        // Nobody will look at it; what cannot be removed is in the way of nobody either.
+        let _ = std::fs::remove_dir_all(&options.directory);
+    }
+    Ok(outcome.exit_code())
+}
+
+/// What there is to do.
+struct Planned {
+    cells: Vec<Cell>,
+    /// The file that says so.
+    config: Option<PathBuf>,
+}
+
+fn planned(matches: &ArgMatches) -> Result<Planned, Failure> {
+    let named = matches.get_one::<PathBuf>("config").cloned();
+    if let Some(what) = test_flags::one_test(matches)? {
+        if let Some(path) = named {
+            return Err(Failure::usage(TwoPlans(path)));
+        }
+        let spec = run_flags::spec(matches)?;
+        spec.validate().map_err(Failure::usage)?;
+        let mut cells = Suite::one_liner(spec, what).cells().map_err(Failure::usage)?;
+        for cell in &mut cells {
+            test_flags::rules(matches, &mut cell.rules)?;
+        }
+        return Ok(Planned { cells, config: None });
+    }
+    let path = named.unwrap_or_else(|| config::FILE.into());
+    let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Failure::usage(NoPlan(path.clone())),
+        _ => file_failure("read the tests", &path, &e),
+    })?;
+    let mut cells = Suite::from_toml(&text, &path).and_then(|suite| suite.cells()).map_err(Failure::usage)?;
+    replace(matches, &mut cells)?;
+    Ok(Planned { cells, config: Some(path) })
+}
+
+/// What flags say counts more than what a file says.
+fn replace(matches: &ArgMatches, cells: &mut [Cell]) -> Result<(), Failure> {
+    let several = cells.iter().any(|cell| Some(&cell.kernel) != cells.first().map(|cell| &cell.kernel));
+    if several && matches.contains_id("kernel") {
+        return Err(Failure::usage(SeveralKernels));
+    }
+    for cell in cells {
+        machine_flags::apply(matches, &mut cell.run.machine)?;
+        let seconds = |name| matches.get_one::<u64>(name).copied();
+        cell.run.boot_timeout = seconds("boot-timeout").or(cell.run.boot_timeout);
+        cell.run.idle_timeout = seconds("idle-timeout").or(cell.run.idle_timeout);
+        test_flags::rules(matches, &mut cell.rules)?;
+        cell.run.validate().map_err(Failure::usage)?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("--config {}: a command, --kunit or --kselftest is a test of its own; leave one of the two out", .0.display())]
+struct TwoPlans(PathBuf);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}: there is no such file; give the tests with --config FILE, or one test: a command after --, or --kunit", .0.display())]
+struct NoPlan(PathBuf);
+
+#[derive(Debug, thiserror::Error)]
+#[error("--kernel: the file names several kernels; choose among them with --filter")]
+struct SeveralKernels;
+
+fn selection(matches: &ArgMatches) -> Result<Selection, Failure> {
+    let rerun = matches.get_one::<PathBuf>("rerun-failed").map(|path| {
+        let text = std::fs::read_to_string(path).map_err(|e| file_failure("read the report", path, &e))?;
+        config::unfinished(&text).map_err(Failure::usage)
+    });
+    Ok(Selection {
+        filters: matches.get_many::<String>("filter").into_iter().flatten().cloned().collect(),
+        shard: matches.get_one("shard").copied(),
+        repeat: matches.get_one("repeat").copied().unwrap_or(1),
+        rerun: rerun.transpose()?,
+    })
+}
