@@ -110,8 +110,8 @@ impl Section {
         if let Some((_, why)) = REFUSED.iter().find(|(name, _)| *name == key) {
             return Some(format!("no `{key}` in {}: {why}", self.title()));
         }
-        let others = Self::ALL.iter().rev().filter(|other| other.keys().contains(&key));
-        if let Some(other) = others.last().filter(|_| key != "name") {
+        let other = Self::ALL.iter().find(|other| other.keys().contains(&key));
+        if let Some(other) = other.filter(|_| key != "name") {
             let place = if key == "kernel" { Self::Kernel } else { *other };
             return Some(format!("`{key}` belongs in {}, not in {}", place.title(), self.title()));
         }
