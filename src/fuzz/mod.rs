@@ -12,7 +12,7 @@
 //! | `agent` | what the agent in a guest says, files that are copied out of it |
 //! | `cpu` | the software CPU: bytes as guest code |
 //! | `user_net` | the network of `--net user` |
-//! | `texts` | device options, specification files, kernel command lines |
+//! | `texts` | device options, specification files, kernel command lines, suites of tests |
 
 mod agent;
 mod cpu;
@@ -73,6 +73,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },
+    Target { name: "suite", run: texts::suite, seeds: texts::suite_seeds },
 ];
 
 /// The target called `name`.

@@ -1,7 +1,8 @@
-//! What users write: device options, specification files, kernel command lines.
+//! What users write: device options, specification files, kernel command lines, suites of tests.
 
 use crate::devices::{KINDS, Options};
 use crate::loader::cmdline;
+use crate::runner::config;
 use crate::spec::MachineSpec;
 
 /// The first byte chooses the kind of device, the rest is the text of its flag.
@@ -46,4 +47,27 @@ pub(super) fn spec_seeds() -> Vec<Vec<u8>> {
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
+}
+
+/// A suite of tests: every cell can be run, and found by its id.
+pub(super) fn suite(data: &[u8]) {
+    let mut cells = config::look_at_suite(&String::from_utf8_lossy(data));
+    let ids: std::collections::BTreeSet<_> = cells.iter().map(|cell| cell.id.as_str()).collect();
+    assert_eq!(ids.len(), cells.len(), "two cells have one id");
+    cells.truncate(10);
+    for cell in &cells {
+        cell.run.validate().unwrap();
+        drop((cell.reproduce(None), config::jobs(&cells, 4, 1 << 30)));
+        let filters = vec![format!("={}", cell.id)];
+        let selection = config::Selection { filters, ..config::Selection::default() };
+        assert_eq!(config::select(cells.clone(), &selection).unwrap().len(), 1);
+    }
+}
+
+pub(super) fn suite_seeds() -> Vec<Vec<u8>> {
+    let page = include_str!("../../docs/test-config.md");
+    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
+    let small = "[[test]]\nname = \"t\"\ncommand = \"a | b\"\n[[machine]]\ncpus = 2\n[[machine.disk]]\npath = \"x\"\n";
+    // Where no file is, no glob matches any.
+    [example.replace("out/*", "out/next"), small.into()].map(String::into_bytes).to_vec()
 }

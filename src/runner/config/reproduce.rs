@@ -1,0 +1,157 @@
+//! Command lines that run one cell again.
+
+use std::path::Path;
+
+use toml::Value;
+
+use super::cell::Cell;
+use super::what::What;
+use crate::devices;
+use crate::run::RunSpec;
+
+impl Cell {
+    /// A line for a shell that runs this test alone: by its id if it stands in the file `config`, else with all flags.
+    pub fn reproduce(&self, config: Option<&Path>) -> String {
+        let mut words = vec!["belljar".to_string(), "test".into()];
+        match config {
+            Some(file) => {
+                let file = file.to_string_lossy().into_owned();
+                words.extend(["--config".into(), file, "--filter".into(), format!("={}", self.plan_id())]);
+            }
+            None => words.extend(self.flags()),
+        }
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let mut words = run_flags(&self.run);
+        match &self.what {
+            What::Command => {}
+            What::Kunit { filter: None } => words.push("--kunit".into()),
+            What::Kunit { filter: Some(filter) } => words.push(format!("--kunit={filter}")),
+            What::Kselftest { dir, collection, tests } => {
+                let whole = tests.is_empty().then(|| collection.clone());
+                let each = tests.iter().map(|test| format!("{collection}:{test}"));
+                words.extend(whole.into_iter().chain(each).flat_map(|text| ["--kselftest".into(), text]));
+                words.extend(["--kselftest-dir".into(), dir.to_string_lossy().into_owned()]);
+            }
+        }
+        if !self.run.command.is_empty() {
+            words.push("--".into());
+            words.extend(self.run.command.iter().map(|word| word.to_string_lossy().into_owned()));
+        }
+        words
+    }
+}
+
+/// What differs from the defaults, as flags: they are called like the keys.
+fn run_flags(run: &RunSpec) -> Vec<String> {
+    let run = RunSpec { command: Vec::new(), ..run.clone() };
+    let (Ok(said), Ok(usual)) = (toml::Table::try_from(&run), toml::Table::try_from(RunSpec::default())) else {
+        // What a file cannot hold is no text: then the rest cannot be written either.
+        return Vec::new();
+    };
+    let said = said.iter().filter(|(key, value)| usual.get(*key) != Some(*value));
+    said.flat_map(|(key, value)| flag(key, value)).collect()
+}
+
+fn flag(key: &str, value: &Value) -> Vec<String> {
+    let flag = |name: &str| format!("--{name}");
+    match (key, value) {
+        ("access", Value::String(access)) => vec![flag(access)],
+        ("volumes", Value::Array(list)) => list.iter().flat_map(|item| [flag("volume"), plain(item)]).collect(),
+        ("trace", Value::Table(table)) => vec![flag(key), options(table)],
+        (_, Value::Boolean(true)) => vec![flag(key)],
+        (_, Value::Array(list)) => list.iter().flat_map(|item| self::flag(key, item)).collect(),
+        (_, Value::Table(table)) if devices::kind(key).is_some() => match options(table) {
+            none if none.is_empty() => vec![flag(key)],
+            some => vec![format!("{}={some}", flag(key))],
+        },
+        _ => vec![flag(key), plain(value)],
+    }
+}
+
+/// Options of a device as after its flag; a comma inside of a value is written twice.
+fn options(table: &toml::Table) -> String {
+    let options = table.iter().map(|(key, value)| match value {
+        Value::Boolean(on) => format!("{key}={}", if *on { "on" } else { "off" }),
+        value => format!("{key}={}", plain(value).replace(',', ",,")),
+    });
+    options.collect::<Vec<_>>().join(",")
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    // Some shells look at words that begin with `=`.
+    if !word.is_empty() && !word.starts_with('=') && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_cell_of_a_file_is_named() {
+        let cell = Cell { id: "6.1/net#2".into(), ..Cell::alone(RunSpec::default(), What::Command) };
+        let line = cell.reproduce(Some(Path::new("my tests/belljar.toml")));
+        assert_eq!(line, "belljar test --config 'my tests/belljar.toml' --filter '=6.1/net'");
+    }
+
+    #[test]
+    fn a_cell_of_a_command_line_is_all_its_flags() {
+        let run = RunSpec::from_toml(
+            "kernel = \"k\"\ncpus = 2\nappend = \"a b\"\naccess = \"ro\"\nvolumes = [\"a:/b:ro\"]\nenv = [\"A=1\", \"B\"]\n\
+             no-panic-on-oops = true\ncommand = [\"sh\", \"-c\", \"it's $X\"]\nrng = true\ntrace = { path = \"t\", all = true }\n\
+             [[disk]]\npath = \"x,y\"\nreadonly = true\n",
+        )
+        .unwrap();
+        let line = Cell::alone(run, What::Command).reproduce(None);
+        for part in [
+            "--kernel k",
+            "--cpus 2",
+            "--append 'a b'",
+            "--ro",
+            "--volume a:/b:ro",
+            "--env A=1 --env B",
+            "--no-panic-on-oops",
+            "--rng",
+            "--trace all=on,path=t",
+            "--disk=path=x,,y,readonly=on",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(line.ends_with(" -- sh -c 'it'\\''s $X'"), "{line}");
+        assert!(!line.contains("--memory"), "{line}");
+    }
+
+    #[test]
+    fn other_tests_have_flags_too() {
+        let line = |what| Cell::alone(RunSpec::default(), what).reproduce(None);
+        assert_eq!(line(What::Kunit { filter: Some("ext4*".into()) }), "belljar test '--kunit=ext4*'");
+        let (dir, tests) = ("/k".into(), vec!["a".into(), "b".into()]);
+        assert_eq!(
+            line(What::Kselftest { dir, collection: "net".into(), tests }),
+            "belljar test --kselftest net:a --kselftest net:b --kselftest-dir /k"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn shells_read_words_as_they_were(words in proptest::collection::vec("[ -~\n]{0,12}", 1..4)) {
+            let script = format!("printf '%s\\0' {}", words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            let expected: String = words.iter().map(|word| format!("{word}\0")).collect();
+            prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        }
+    }
+}
