@@ -11,6 +11,8 @@ mod machine_flags;
 mod machines;
 mod run;
 mod run_flags;
+mod test;
+mod test_flags;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -86,6 +88,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .max_term_width(100)
         .subcommand(run::command())
+        .subcommand(test::command())
         .subcommand(exec::command())
         .subcommand(cp::command())
         .subcommand(machines::ps_command())
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
     contain::install();
     let result = match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
+        Some(("test", matches)) => test::run(matches),
         Some(("exec", matches)) => exec::run(matches),
         Some(("cp", matches)) => cp::run(matches),
         Some(("ps", matches)) => machines::ps(matches),

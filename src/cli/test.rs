@@ -8,10 +8,8 @@ use clap::{ArgMatches, Command};
 
 use super::{Failure, command_flags, device_flags, file_failure, machine_flags, run_flags, test_flags};
 use crate::host::signal::Signals;
-use crate::host::{cpu, limits, terminal};
-use crate::run::RunSpec;
-use crate::runner::config::{self, Cell, Rules, Selection, Suite, What};
-use crate::runner::outcome::Outcome;
+use crate::host::{limits, terminal};
+use crate::runner::config::{self, Cell, Selection, Suite};
 use crate::runner::{self, Options, Stop};
 
 mod output;
@@ -82,7 +80,8 @@ fn test(matches: &ArgMatches) -> Result<u8, Failure> {
     let given = matches.get_one::<PathBuf>("artifacts").cloned();
     let kept = given.is_some();
     let directory = given.map_or_else(runner::temporary, |path| std::fs::create_dir_all(&path).map(|()| path));
-    let directory = directory.map_err(|e| file_failure("make the directory of artifacts", Path::new("--artifacts"), &e))?;
+    let directory =
+        directory.map_err(|e| file_failure("make the directory of artifacts", Path::new("--artifacts"), &e))?;
     let options = options(matches, &cells, directory, config)?;
     let stop = Arc::new(Stop::default());
     let mut asked = false;
@@ -95,7 +94,8 @@ fn test(matches: &ArgMatches) -> Result<u8, Failure> {
             stop.now();
         }
     };
-    let observer = outputs.observer(cells.len());
+    let observer = outputs.observer();
+    outputs.begin();
     let outcome = runner::run(cells, &options, &observer, &stop, &mut tick).map_err(Failure::failed)?;
     outputs.write(&outcome)?;
     if !kept && outcome.exit_code() == 0 {
@@ -122,7 +122,7 @@ fn planned(matches: &ArgMatches) -> Result<Planned, Failure> {
         spec.validate().map_err(Failure::usage)?;
         let mut cells = Suite::one_liner(spec, what).cells().map_err(Failure::usage)?;
         for cell in &mut cells {
-            test_flags::rules(matches, &mut cell.rules)?;
+            test_flags::rules(matches, &mut cell.rules);
         }
         return Ok(Planned { cells, config: None });
     }
@@ -147,7 +147,7 @@ fn replace(matches: &ArgMatches, cells: &mut [Cell]) -> Result<(), Failure> {
         let seconds = |name| matches.get_one::<u64>(name).copied();
         cell.run.boot_timeout = seconds("boot-timeout").or(cell.run.boot_timeout);
         cell.run.idle_timeout = seconds("idle-timeout").or(cell.run.idle_timeout);
-        test_flags::rules(matches, &mut cell.rules)?;
+        test_flags::rules(matches, &mut cell.rules);
         cell.run.validate().map_err(Failure::usage)?;
     }
     Ok(())
@@ -177,3 +177,32 @@ fn selection(matches: &ArgMatches) -> Result<Selection, Failure> {
         rerun: rerun.transpose()?,
     })
 }
+
+fn options(
+    matches: &ArgMatches,
+    cells: &[Cell],
+    directory: PathBuf,
+    config: Option<PathBuf>,
+) -> Result<Options, Failure> {
+    let shell_on_fail = matches.get_flag("shell-on-fail");
+    if shell_on_fail && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(NoTerminal));
+    }
+    let jobs = matches.get_one::<u16>("jobs").map(|jobs| usize::from(*jobs));
+    let usual = || match shell_on_fail {
+        true => 1,
+        false => config::jobs(cells, std::thread::available_parallelism().map_or(1, usize::from), limits::memory()),
+    };
+    Ok(Options {
+        jobs: jobs.unwrap_or_else(usual),
+        fail_fast: matches.get_flag("fail-fast"),
+        directory,
+        config,
+        gcov: matches.get_one::<PathBuf>("gcov").cloned(),
+        shell_on_fail,
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("--shell-on-fail: standard input is not a terminal; leave it out")]
+struct NoTerminal;

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::Failure;
-use crate::runner::config::{Ignore, Rules, Shard, What};
+use crate::runner::config::{Rules, Shard, What};
 use crate::runner::outcome::{Action, SplatKind};
+use crate::runner::report::KcidbOrigin;
+use crate::runner::splat::Ignore;
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
@@ -54,6 +56,7 @@ pub fn what() -> Vec<Arg> {
         Arg::new("ignore-splat")
             .long("ignore-splat")
             .value_name("REGEX")
+            .value_parser(|text: &str| Ignore::new(text, None))
             .action(ArgAction::Append)
             .help("Complaints with such a title do not matter"),
     ];
@@ -110,7 +113,11 @@ pub fn course() -> Vec<Arg> {
 /// Flags that say what is written where.
 pub fn reports() -> Vec<Arg> {
     let list = vec![
-        path("artifacts", "DIR", "Keep consoles, outputs and results there [default: a temporary directory, kept if a test fails]"),
+        path(
+            "artifacts",
+            "DIR",
+            "Keep consoles, outputs and results there [default: a temporary directory, kept if a test fails]",
+        ),
         path("junit", "FILE", "Write the results to FILE as JUnit XML"),
         path("json", "FILE", "... as JSON"),
         path("html", "FILE", "... as a page for people"),
@@ -118,6 +125,7 @@ pub fn reports() -> Vec<Arg> {
         Arg::new("kcidb-origin")
             .long("kcidb-origin")
             .value_name("NAME")
+            .value_parser(|text: &str| KcidbOrigin::new(text).ok_or("take small letters, digits and `_`"))
             .requires("kcidb")
             .help("Who submits it [default: belljar]"),
         switch("ktap", "Print the results as KTAP on standard output, and all else on standard error"),
@@ -145,7 +153,8 @@ pub fn one_test(matches: &ArgMatches) -> Result<Option<What>, Failure> {
         return Err(Failure::usage(TwoTests("kselftest")));
     }
     let dir = matches.get_one::<PathBuf>("kselftest-dir").cloned().unwrap_or_default();
-    let parts: Vec<_> = wanted.map(|text| text.split_once(':').map_or((text.as_str(), None), |(c, t)| (c, Some(t)))).collect();
+    let parts: Vec<_> =
+        wanted.map(|text| text.split_once(':').map_or((text.as_str(), None), |(c, t)| (c, Some(t)))).collect();
     let collection = parts.first().map_or("", |(collection, _)| collection).to_string();
     if parts.iter().any(|(other, test)| *other != collection || (test.is_none() && parts.len() > 1)) {
         return Err(Failure::usage(TwoCollections));
@@ -163,11 +172,9 @@ struct TwoTests(&'static str);
 struct TwoCollections;
 
 /// Adds what the flags say of any test.
-pub fn rules(matches: &ArgMatches, rules: &mut Rules) -> Result<(), Failure> {
+pub fn rules(matches: &ArgMatches, rules: &mut Rules) {
     rules.splats.extend(matches.get_many::<(SplatKind, Action)>("splat").into_iter().flatten().copied());
-    let ignore = matches.get_many::<String>("ignore-splat").into_iter().flatten();
-    rules.ignore_splats.extend(ignore.map(|title| Ignore { title: title.clone(), case: None }));
+    rules.ignore_splats.extend(matches.get_many::<Ignore>("ignore-splat").into_iter().flatten().cloned());
     rules.artifacts.extend(matches.get_many::<PathBuf>("keep").into_iter().flatten().cloned());
     rules.retry_infra = matches.get_one("retry-infra").copied().or(rules.retry_infra);
-    Ok(())
 }

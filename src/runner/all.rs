@@ -9,7 +9,7 @@ use super::attempt::{self, Bench};
 use super::config::Cell;
 use super::outcome::{Outcome, TestResult};
 use super::pool::{self, Stop};
-use super::report::Observer;
+use super::report::live::Observer;
 
 /// How often the caller is asked while tests run.
 const TICK: Duration = Duration::from_millis(100);
@@ -49,7 +49,7 @@ pub fn run(
         gcov: options.gcov.clone(),
         shell: options.shell_on_fail,
     };
-    let (cells, count) = (Arc::new(cells), cells.len());
+    let (count, cells) = (cells.len(), Arc::new(cells));
     let list = cells.clone();
     let results = pool::each(count, options.jobs, stop, move |index| {
         let cell = list.get(index)?;
@@ -74,7 +74,8 @@ pub fn run(
         }
         tick();
     }
-    let not_run = cells.iter().zip(&tests).filter(|(_, test)| test.is_none()).map(|(cell, _)| cell.id.clone()).collect();
+    let not_run =
+        cells.iter().zip(&tests).filter(|(_, test)| test.is_none()).map(|(cell, _)| cell.id.clone()).collect();
     Ok(Outcome {
         version: env!("CARGO_PKG_VERSION"),
         began: began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),

@@ -13,8 +13,8 @@ use super::outcome::{Case, Splat, Status, TestResult};
 use super::output::Printed;
 use super::place::Place;
 use super::pool::{Running, Stop};
-use super::report::Observer;
-use super::{backtrace, kunit, taint};
+use super::report::live::Observer;
+use super::{backtrace, kselftest, kunit, taint};
 use crate::host::causes::causes;
 use crate::host::contain::contain;
 use crate::machine::verdict::Verdict;
@@ -90,7 +90,10 @@ fn attempt(cell: &Cell, bench: &Bench, number: u32) -> (TestResult, bool) {
         result.artifacts = Some(place.path().into());
         match &cell.what {
             What::Kunit { filter } => kunit::course(cell, filter.as_deref(), bench, &place),
-            _ => command(cell, bench, &place),
+            What::Kselftest { dir, collection, tests } => {
+                command(cell, &kselftest::run(&cell.run, dir, collection, tests), bench, &place)
+            }
+            What::Command => command(cell, &cell.run, bench, &place),
         }
     });
     let again = match course.unwrap_or_else(|why| Err(Unable { why, again: false })) {
@@ -125,6 +128,7 @@ fn blank(cell: &Cell, bench: &Bench, attempt: u32) -> TestResult {
         engine: None,
         release: None,
         tail: String::new(),
+        notes: Vec::new(),
         artifacts: None,
         reproduce: cell.reproduce(bench.config.as_deref()),
     }
@@ -137,17 +141,17 @@ pub(super) fn on_case(cell: &Cell, bench: &Bench) -> OnCase {
 }
 
 /// A command in a guest.
-fn command(cell: &Cell, bench: &Bench, place: &Place) -> Result<Course, Unable> {
+fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<Course, Unable> {
     let under_way = UnderWay::default();
-    let consoles = Consoles::new(&cell.policy(), under_way.clone(), on_case(cell, bench));
+    let consoles = Consoles::new(&cell.rules.policy(), under_way.clone(), on_case(cell, bench));
     let printed = Printed::new(&place.output(), under_way, on_case(cell, bench))?;
     let (keeper, found) = Keeper::new(Wanted {
-        artifacts: cell.artifacts().to_vec(),
+        artifacts: cell.rules.artifacts.clone(),
         to: place.path().into(),
         gcov: bench.gcov.as_ref().map(|to| to.join(super::place::relative(&cell.id))),
         shell: bench.shell,
     });
-    let run = Run::watched(&talkative(&cell.run, place), vec![consoles.clone()])?;
+    let run = Run::watched(&talkative(run, place), vec![consoles.clone()])?;
     let run = run.io(printed.io()).attendant(Box::new(keeper));
     let _watched = bench.stop.watch(Running::Run(run.handle()));
     let ended = run.start()?.until_end(None, &mut || {})?;
@@ -187,9 +191,9 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     let Course { verdict, stages, engine, kernel, heard, printed, found } = course;
     let (output, tail) = printed.unwrap_or_default();
     let mut ktap = output.and(heard.ktap);
-    cell.expect_failures(&mut ktap.cases);
+    cell.rules.expect_failures(&mut ktap.cases);
     let mut splats = heard.splats;
-    splats.extend(taint::splat(found.taint, &cell.policy()));
+    splats.extend(taint::splat(found.taint, &cell.rules.policy()));
     let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
     splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
     backtrace::decode(&mut splats, &kernel);

@@ -7,7 +7,28 @@
 //! | `ktap` | results of cases within what a test prints, and KTAP of our own |
 //! | `outcome` | what came of tests: plain data that all reports are made from |
 
+mod all;
+mod attempt;
+mod backtrace;
 pub mod config;
 pub mod console;
+mod consoles;
+mod coverage;
+mod judge;
+mod keeper;
+mod kselftest;
 pub mod ktap;
+mod kunit;
 pub mod outcome;
+mod output;
+mod place;
+mod pool;
+pub mod report;
+pub mod splat;
+pub mod symbols;
+mod tail;
+mod taint;
+
+pub use all::{Options, run};
+pub use place::temporary;
+pub use pool::Stop;

@@ -24,13 +24,18 @@ pub(super) struct Place(PathBuf);
 impl Place {
     /// The directory for the test `id` below `root`, new and empty: what an earlier run left there goes.
     pub(super) fn new(root: &Path, id: &str) -> io::Result<Self> {
-        let path = id.split('/').fold(root.to_path_buf(), |path, part| path.join(component(part)));
+        let path = root.join(relative(id));
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         fs::create_dir_all(&path)?;
         Ok(Self(path))
+    }
+
+    /// One that was made before.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -74,6 +79,11 @@ pub fn temporary() -> io::Result<PathBuf> {
             other => return other.map(|()| path),
         }
     }
+}
+
+/// The directory of the test `id` below whatever is kept by test.
+pub(super) fn relative(id: &str) -> PathBuf {
+    id.split('/').map(component).collect()
 }
 
 /// Part of an id as the name of a directory.

@@ -126,7 +126,12 @@ mod tests {
     fn no_further_one_begins_when_it_shall_stop() {
         let stop = Arc::new(Stop::default());
         let inner = stop.clone();
-        let results = each(100, 1, &stop, move |number| if number == 4 { inner.no_more() }).unwrap();
+        let results = each(100, 1, &stop, move |number| {
+            if number == 4 {
+                inner.no_more()
+            }
+        })
+        .unwrap();
         assert_eq!(results.iter().count(), 5);
     }
 }

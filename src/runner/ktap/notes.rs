@@ -120,7 +120,8 @@ mod tests {
     #[test]
     fn names_are_not_taken_from_everything() {
         let mut notes = Notes::default();
-        for line in ["# Totals: pass:1", "# module: m", "# a.speed: slow", "# two words: x", "# plain", "name: x", "#"] {
+        for line in ["# Totals: pass:1", "# module: m", "# a.speed: slow", "# two words: x", "# plain", "name: x", "#"]
+        {
             assert!(!notes.add(line), "{line}");
         }
         assert!(notes.add("# selftests: timers: nanosleep"));
