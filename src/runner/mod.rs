@@ -4,6 +4,10 @@
 //! | --- | --- |
 //! | `console` | lines out of what consoles print, and what the kernel puts before its messages |
 //! | `outcome` | what came of tests: plain data that all reports are made from |
+//! | `splat` | complaints of kernels: found, named, judged |
+//! | `taint` | what the kernel holds against itself |
 
 pub mod console;
 pub mod outcome;
+pub mod splat;
+pub mod taint;
