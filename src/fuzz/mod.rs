@@ -13,8 +13,10 @@
 //! | `cpu` | the software CPU: bytes as guest code |
 //! | `user_net` | the network of `--net user` |
 //! | `texts` | device options, specification files, kernel command lines, suites of tests |
+//! | `consoles` | what kernels print: complaints |
 
 mod agent;
+mod consoles;
 mod cpu;
 mod files;
 mod kernels;
@@ -71,6 +73,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent", run: agent::frames, seeds: agent::frame_seeds },
     Target { name: "copy", run: agent::files, seeds: agent::file_seeds },
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
+    Target { name: "splat", run: consoles::splats, seeds: consoles::splat_seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },
     Target { name: "suite", run: texts::suite, seeds: texts::suite_seeds },

@@ -6,6 +6,8 @@
 //! | `console` | lines out of what consoles print, and what the kernel puts before its messages |
 //! | `ktap` | results of cases within what a test prints, and KTAP of our own |
 //! | `outcome` | what came of tests: plain data that all reports are made from |
+//! | `splat` | complaints of kernels: found, named, judged |
+//! | `taint` | what the kernel holds against itself |
 
 mod all;
 mod attempt;
@@ -32,3 +34,4 @@ mod taint;
 pub use all::{Options, run};
 pub use place::temporary;
 pub use pool::Stop;
+pub mod taint;
