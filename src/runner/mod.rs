@@ -8,6 +8,7 @@
 //! | `outcome` | what came of tests: plain data that all reports are made from |
 //! | `splat` | complaints of kernels: found, named, judged |
 //! | `taint` | what the kernel holds against itself |
+//! | `report` | reports: JUnit, JSON, KCIDB, HTML, for CI services, on the terminal |
 
 mod all;
 mod attempt;

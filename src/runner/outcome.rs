@@ -182,6 +182,18 @@ pub struct TestResult {
     pub reproduce: String,
 }
 
+impl TestResult {
+    /// Kernel and machine that it ran on: the first part of its id.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.kernel, self.machine)
+    }
+
+    /// The test's name, with which repetition it is if it is repeated: the rest of its id.
+    pub fn name(&self) -> &str {
+        self.id.strip_prefix(self.place().as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&self.test)
+    }
+}
+
 /// How many of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "as in Status")]
@@ -193,6 +205,30 @@ pub struct Counts {
     pub timeout: u64,
     pub crash: u64,
     pub error: u64,
+}
+
+impl SplatKind {
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Oops => "oops",
+            Self::Bug => "BUG",
+            Self::Warning => "warning",
+            Self::Kasan => "KASAN",
+            Self::Kmsan => "KMSAN",
+            Self::Kcsan => "KCSAN",
+            Self::Kfence => "KFENCE",
+            Self::Ubsan => "UBSAN",
+            Self::Lockdep => "lockdep",
+            Self::RcuStall => "RCU stall",
+            Self::SoftLockup => "soft lockup",
+            Self::HardLockup => "hard lockup",
+            Self::HungTask => "hung task",
+            Self::Kmemleak => "kmemleak",
+            Self::Taint => "taint",
+        }
+    }
 }
 
 impl Counts {
