@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 
 pub use cell::Cell;
 pub use jobs::jobs;
-pub use rules::{Expect, Ignore, Rules};
+pub use rules::{Expect, Rules};
 pub use select::{SelectError, Selection, Shard, select, unfinished};
 pub use source::{Error, Place};
 pub use what::What;

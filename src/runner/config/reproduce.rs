@@ -5,6 +5,7 @@ use std::path::Path;
 use toml::Value;
 
 use super::cell::Cell;
+use super::rules::Rules;
 use super::what::What;
 use crate::devices;
 use crate::run::RunSpec;
@@ -25,6 +26,7 @@ impl Cell {
 
     fn flags(&self) -> Vec<String> {
         let mut words = run_flags(&self.run);
+        words.extend(rule_flags(&self.rules));
         match &self.what {
             What::Command => {}
             What::Kunit { filter: None } => words.push("--kunit".into()),
@@ -42,6 +44,18 @@ impl Cell {
         }
         words
     }
+}
+
+/// The rules, as far as flags can say them; `retry-infra` makes no difference to what is seen again.
+fn rule_flags(rules: &Rules) -> Vec<String> {
+    let rules = toml::Table::try_from(rules).unwrap_or_default();
+    let list = |key: &str| rules.get(key).and_then(Value::as_array).into_iter().flatten();
+    let texts =
+        |flag: &'static str, key: &str| list(key).filter_map(move |value| Some([flag.into(), value.as_str()?.into()]));
+    let kinds = rules.get("splats").and_then(Value::as_table).into_iter().flatten();
+    let kinds = kinds.map(|(kind, action)| ["--splat".into(), format!("{kind}={}", plain(action))]);
+    let all = kinds.chain(texts("--ignore-splat", "ignore-splats")).chain(texts("--keep", "artifacts"));
+    all.flatten().collect()
 }
 
 /// What differs from the defaults, as flags: they are called like the keys.
@@ -142,6 +156,17 @@ mod tests {
             line(What::Kselftest { dir, collection: "net".into(), tests }),
             "belljar test --kselftest net:a --kselftest net:b --kselftest-dir /k"
         );
+    }
+
+    #[test]
+    fn what_is_said_of_a_test_is_kept() {
+        let mut cell = Cell::alone(RunSpec { command: vec!["a".into()], ..RunSpec::default() }, What::Command);
+        cell.rules = toml::from_str(
+            "splats = { rcu-stall = \"warn\" }\nignore-splats = [\"in foo\"]\nartifacts = [\"/tmp/out\"]\nretry-infra = 2",
+        )
+        .unwrap();
+        let expected = "belljar test --splat rcu-stall=warn --ignore-splat 'in foo' --keep /tmp/out -- a";
+        assert_eq!(cell.reproduce(None), expected);
     }
 
     proptest! {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::runner::outcome::{Action, SplatKind};
+use super::pattern::Pattern;
+use crate::runner::outcome::{Action, Case, SplatKind, Status};
+use crate::runner::splat::{Ignore, Policy};
 
 /// What a test shall come to; anything else is a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -40,40 +41,8 @@ impl Expect {
     }
 }
 
-/// A complaint of the kernel that does not matter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "IgnoreText")]
-pub struct Ignore {
-    /// Regular expression that is found in the complaint's title.
-    pub title: String,
-    /// Pattern (`*`, `?`) of the cases in which it does not matter; in all, if not said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub case: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "write a regular expression, or { title = \"REGEX\", case = \"PATTERN\" }")]
-enum IgnoreText {
-    Title(String),
-    #[serde(rename_all = "kebab-case")]
-    Table {
-        title: String,
-        #[serde(default)]
-        case: Option<String>,
-    },
-}
-
-impl From<IgnoreText> for Ignore {
-    fn from(text: IgnoreText) -> Self {
-        match text {
-            IgnoreText::Title(title) => Self { title, case: None },
-            IgnoreText::Table { title, case } => Self { title, case },
-        }
-    }
-}
-
 /// What any table may say of its tests, beside how they run.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Rules {
     /// What complaints of the kernel do to the test, if it is not the usual.
@@ -93,13 +62,24 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// What complaints of the kernel do.
+    pub fn policy(&self) -> Policy {
+        Policy { splats: self.splats.clone(), ignore_splats: self.ignore_splats.clone() }
+    }
+
+    /// Cases that fail as is known have failed as expected.
+    pub fn expect_failures(&self, cases: &mut [Case]) {
+        let patterns: Vec<_> = self.expected_failures.iter().map(|text| Pattern::new(text)).collect();
+        for case in cases.iter_mut().filter(|case| case.status == Status::Fail) {
+            let name = case.name();
+            if patterns.iter().any(|pattern| pattern.matches(&name)) {
+                case.status = Status::Xfail;
+            }
+        }
+    }
+
     /// What is wrong, as far as the types do not tell.
     pub(super) fn mistake(&self) -> Option<String> {
-        let title = self.ignore_splats.iter().find_map(|ignore| Regex::new(&ignore.title).err());
-        if let Some(error) = title {
-            let line = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            return Some(format!("`ignore-splats`: not a regular expression: {line}"));
-        }
         if let Some(path) = self.artifacts.iter().find(|path| !path.is_absolute()) {
             return Some(format!("`artifacts`: {}: give an absolute path of the guest", path.display()));
         }
@@ -123,18 +103,34 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_ignored_by_title_and_case() {
-        let rules: Rules = toml::from_str(
-            "splats = { rcu-stall = \"warn\" }\nignore-splats = [\"WARNING in foo\", { title = \"^BUG\", case = \"a/*\" }]",
-        )
-        .unwrap();
-        assert_eq!(rules.splats.get(&SplatKind::RcuStall), Some(&Action::Warn));
-        let case = rules.ignore_splats.iter().map(|ignore| ignore.case.as_deref()).collect::<Vec<_>>();
-        assert_eq!(case, [None, Some("a/*")]);
-        assert_eq!(rules.mistake(), None);
+    fn rules_are_read_and_looked_at() {
+        let rules: Rules =
+            toml::from_str("splats = { rcu-stall = \"warn\" }\nignore-splats = [\"WARNING in foo\"]").unwrap();
+        assert_eq!(rules.policy().splats.get(&SplatKind::RcuStall), Some(&Action::Warn));
+        assert_eq!((rules.policy().ignore_splats.len(), rules.mistake()), (1, None));
         let mistake = |text: &str| toml::from_str::<Rules>(text).unwrap().mistake().unwrap();
-        assert!(mistake("ignore-splats = [\"(\"]").contains("unclosed group"));
         assert!(mistake("artifacts = [\"tmp\"]").contains("absolute"));
         assert!(mistake("expected-failures = [\"\"]").contains("SUITE/CASE"));
+    }
+
+    #[test]
+    fn known_failures_are_expected_by_their_names() {
+        let case = |path: [&str; 2], status| Case {
+            path: path.map(str::to_owned).to_vec(),
+            status,
+            message: None,
+            seconds: None,
+            log: String::new(),
+        };
+        let rules = Rules { expected_failures: vec!["net/*".into()], ..Rules::default() };
+        let mut cases = [
+            case(["net", "tls"], Status::Fail),
+            case(["mm", "tls"], Status::Fail),
+            case(["net", "udp"], Status::Crash),
+            case(["net", "tcp"], Status::Pass),
+        ];
+        rules.expect_failures(&mut cases);
+        let statuses = cases.map(|case| case.status);
+        assert_eq!(statuses, [Status::Xfail, Status::Fail, Status::Crash, Status::Pass]);
     }
 }

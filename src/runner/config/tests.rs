@@ -90,7 +90,10 @@ fn mistakes_have_their_place() {
             "5:1: unknown key `readonyl` of `disk`",
         ),
         ("[[machine]]\ncpus = 1\ndisk = [\"x\", \"y,queues=99\"]\n", "3:14: disk: queues=99"),
-        ("[defaults]\nignore-splats = [\"(\"]\n", "2:17: `ignore-splats`: not a regular expression: unclosed group"),
+        (
+            "[defaults]\nignore-splats = [\"(\"]\n",
+            "2:17: `ignore-splats`: `(` is no regular expression: unclosed group",
+        ),
         ("[defaults]\nsplats = { bug = \"maybe\" }\n", "2:10: `splats`: unknown variant `maybe`"),
         ("[defaults]\nvolumes = [\"a\"]\n", "2:11: `volumes`: `a`: no `:`"),
         ("[defaults]\nartifacts = [\"out\"]\n", "2:13: `artifacts`: out: give an absolute path"),
