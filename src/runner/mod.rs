@@ -3,7 +3,9 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `console` | lines out of what consoles print, and what the kernel puts before its messages |
+//! | `coverage` | which lines of the kernel ran, out of the guest |
 //! | `outcome` | what came of tests: plain data that all reports are made from |
 
 pub mod console;
+pub mod coverage;
 pub mod outcome;
