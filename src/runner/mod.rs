@@ -5,6 +5,7 @@
 //! | `config` | belljar.toml: which tests there are, on which kernels and machines; which of them run |
 //! | `console` | lines out of what consoles print, and what the kernel puts before its messages |
 //! | `ktap` | results of cases within what a test prints, and KTAP of our own |
+//! | `coverage` | which lines of the kernel ran, out of the guest |
 //! | `outcome` | what came of tests: plain data that all reports are made from |
 //! | `splat` | complaints of kernels: found, named, judged |
 //! | `taint` | what the kernel holds against itself |
@@ -22,6 +23,7 @@ mod keeper;
 mod kselftest;
 pub mod ktap;
 mod kunit;
+pub mod coverage;
 pub mod outcome;
 mod output;
 mod place;

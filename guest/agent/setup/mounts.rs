@@ -26,7 +26,10 @@ const REST: &[Standard] = &[
     Standard("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755"),
     Standard("tmpfs", "/tmp", MS_NOSUID | MS_NODEV, "mode=1777"),
     Standard("cgroup2", "/sys/fs/cgroup", SAFE, "nsdelegate"),
+    Standard("debugfs", "/sys/kernel/debug", SAFE, "mode=0700"),
 ];
+/// Those that nobody misses in a kernel without them.
+const OPTIONAL: &[&str] = &["cgroup2", "debugfs"];
 
 /// Nodes that there must be if the kernel makes none: name, numbers.
 const NODES: &[(&str, u64, u64)] = &[
@@ -84,7 +87,7 @@ pub fn standard(root: &Root, notes: &mut Notes) -> Result<(), String> {
     for standard in REST {
         // Not every kernel has all of these, and not every root has a place for them.
         if let Err(e) = standard.told()
-            && standard.0 != "cgroup2"
+            && !OPTIONAL.contains(&standard.0)
         {
             notes.push(e);
         }
