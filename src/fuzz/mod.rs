@@ -12,12 +12,14 @@
 //! | `agent` | what the agent in a guest says, files that are copied out of it |
 //! | `cpu` | the software CPU: bytes as guest code |
 //! | `user_net` | the network of `--net user` |
+//! | `ktap` | results of tests in what a guest prints |
 //! | `texts` | device options, specification files, kernel command lines |
 
 mod agent;
 mod cpu;
 mod files;
 mod kernels;
+mod ktap;
 mod queues;
 mod registers;
 mod shares;
@@ -71,6 +73,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent", run: agent::frames, seeds: agent::frame_seeds },
     Target { name: "copy", run: agent::files, seeds: agent::file_seeds },
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
+    Target { name: "ktap", run: ktap::output, seeds: ktap::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },
 ];

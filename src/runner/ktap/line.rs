@@ -162,8 +162,19 @@ mod tests {
         assert_eq!(Line::of("    # Subtest: a b"), Line::Header("a b"));
         assert_eq!(Line::of("1..12"), Line::Plan { count: 12, skipped: None });
         assert_eq!(Line::of("1..0 # SKIP no root"), Line::Plan { count: 0, skipped: Some("no root") });
-        for text in ["", "ok", "okay 1", "ok a", "ok 1a", "not ok", "ok 1 a#b", "ok 1 a #b", "# ok 1 a", "KTAP version x", "1.."]
-        {
+        for text in [
+            "",
+            "ok",
+            "okay 1",
+            "ok a",
+            "ok 1a",
+            "not ok",
+            "ok 1 a#b",
+            "ok 1 a #b",
+            "# ok 1 a",
+            "KTAP version x",
+            "1..",
+        ] {
             assert_eq!(Line::of(text), Line::Other, "{text}");
         }
         assert_eq!(version_within("12:00:01 TAP version 14"), Some(9));

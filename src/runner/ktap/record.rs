@@ -10,7 +10,9 @@ const TEXT_LIMIT: usize = 64 << 20;
 const LOGS_LIMIT: usize = 32 << 20;
 /// Characters of a name.
 const NAME_LIMIT: usize = 300;
+/// Problems that are told, and characters of each.
 const PROBLEM_LIMIT: usize = 100;
+const PROBLEM_LENGTH: usize = 500;
 
 /// Cases and complaints of all sources.
 #[derive(Debug, Default)]
@@ -85,7 +87,7 @@ impl Record {
     /// Notes that the output is not as it should be.
     pub(super) fn complain(&mut self, problem: String) {
         if self.problems.len() < PROBLEM_LIMIT {
-            self.problems.push(problem);
+            self.problems.push(problem.chars().take(PROBLEM_LENGTH).collect());
         } else {
             self.more_problems += 1;
         }

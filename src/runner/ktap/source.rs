@@ -379,7 +379,7 @@ impl Source {
         let notes = level.notes();
         let seconds = self.now.since(level.begin);
         match outcome {
-            Some(outcome) if had_suites || outcome.status().0 != Status::Pass => {
+            Some(outcome) if had_suites || !outcome.ok || outcome.status().0 == Status::Skip => {
                 self.ended(&Outcome { name: &name, ..*outcome }, &notes, seconds, record);
             }
             None if had_suites => {
