@@ -22,7 +22,7 @@ pub(super) fn output(data: &[u8]) {
     assert!(ktap.cases.iter().all(|case| (1..40).contains(&case.path.len()) && case.log.len() < 20_000));
     assert!(told <= ktap.cases.len() && (!complete || told == ktap.cases.len()));
     assert!(ktap.found || ktap.cases.is_empty());
-    assert!(ktap.cases.iter().all(|case| case.status <= ktap.status()));
+    assert!(ktap.cases.iter().all(|case| case.status.is_good() || case.status <= ktap.status()));
 }
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {

@@ -74,14 +74,14 @@ pub struct Ktap {
     pub cases: Vec<Case>,
     /// What was not as it should be, such as a missing plan; a sentence each.
     pub problems: Vec<String>,
-    worst: Option<Status>,
+    status: Option<Status>,
 }
 
 impl Ktap {
-    /// The worst of all cases, and of suites that failed though their cases did not. Where nothing ran: failed, unless it
-    /// was skipped as a whole.
+    /// The worst of all cases, and of suites that failed though their cases did not. If all is well: passed, if anything
+    /// did. Where nothing ran: failed, unless it was skipped as a whole.
     pub fn status(&self) -> Status {
-        self.worst.unwrap_or(Status::Fail)
+        self.status.unwrap_or(Status::Fail)
     }
 }
 
@@ -177,7 +177,7 @@ impl Parser {
             source.finish(how, &mut self.record);
         }
         let found = !self.sources.is_empty();
-        let (cases, problems, worst) = self.record.finish();
-        Ktap { found, cases, problems, worst }
+        let (cases, problems, status) = self.record.finish();
+        Ktap { found, cases, problems, status }
     }
 }

@@ -27,6 +27,7 @@ pub(super) struct Record {
     more_problems: u64,
     /// The worst of all, lost ones and suites included.
     worst: Option<Status>,
+    passed: bool,
 }
 
 impl Record {
@@ -70,6 +71,12 @@ impl Record {
     /// Counts a status for the whole, without a case.
     pub(super) fn judge(&mut self, status: Status) {
         self.worst = self.worst.max(Some(status));
+        self.passed |= status == Status::Pass;
+    }
+
+    /// Of all: the worst, but skipped cases and those that fail as expected do not count beside one that passes.
+    fn status(&self) -> Option<Status> {
+        self.worst.map(|worst| if worst.is_good() && self.passed { Status::Pass } else { worst })
     }
 
     /// Names the suite at a depth in a source's cases since the one at `first`: its name comes after its cases.
@@ -93,7 +100,7 @@ impl Record {
         }
     }
 
-    /// Cases, problems, and the worst status.
+    /// Cases, problems, and the status of all if there is any.
     pub(super) fn finish(mut self) -> (Vec<Case>, Vec<String>, Option<Status>) {
         if self.more_problems > 0 {
             self.problems.push(format!("{} more problems", self.more_problems));
@@ -101,7 +108,8 @@ impl Record {
         if self.lost > 0 {
             self.problems.push(format!("{} more cases: too many to be kept", self.lost));
         }
-        (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, self.worst)
+        let status = self.status();
+        (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, status)
     }
 }
 

@@ -19,12 +19,13 @@ pub(super) struct Moment {
 }
 
 impl Moment {
+    /// Seconds, to the microsecond.
     fn since(self, earlier: Self) -> f64 {
         let seconds = match (self.printk, earlier.printk) {
             (Some(now), Some(then)) => now - then,
             _ => self.at - earlier.at,
         };
-        seconds.max(0.0)
+        (seconds.max(0.0) * 1e6).round() / 1e6
     }
 }
 

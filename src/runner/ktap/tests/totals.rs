@@ -190,6 +190,7 @@ fn logs_of_all_forms_are_counted() {
         assert_eq!(totals(text), *expected, "{name}: {:#?}", cases(&read(text, End::Whole)));
     }
     assert_eq!(read(KUNIT, End::Whole).status(), Status::Fail);
+    assert_eq!(read(FOUR_BLANKS, End::Whole).status(), Status::Pass);
     assert_eq!(read(KSELFTEST, End::Whole).status(), Status::Timeout);
     assert_eq!(read(TRUNCATED, End::Whole).status(), Status::Crash);
 }
