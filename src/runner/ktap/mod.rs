@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `line` | what a line is, by itself |
 //! | `notes` | log of the case under way, and what that tells |
+//! | `level` | a document, or a test that has tests within |
 //! | `source` | tests within tests, as one source prints them |
 //! | `record` | what was found, with limits |
 //! | `write` | KTAP of our own: `--ktap` |
@@ -18,6 +19,7 @@
 //! - several documents may follow one another (KUnit modules), or be mixed where their prefixes tell them apart;
 //! - a document of nothing but empty suites has no cases, and no crash.
 
+mod level;
 mod line;
 mod notes;
 mod record;
@@ -29,9 +31,10 @@ mod tests;
 
 pub use write::document;
 
+use self::level::Moment;
 use self::line::{Line, version_within};
 use self::record::Record;
-use self::source::{Moment, Source};
+use self::source::Source;
 use super::console::Prefix;
 use super::outcome::{Case, Status};
 
