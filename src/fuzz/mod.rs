@@ -14,12 +14,15 @@
 //! | `user_net` | the network of `--net user` |
 //! | `texts` | device options, specification files, kernel command lines, suites of tests |
 //! | `consoles` | what kernels print: complaints |
+//! | `ktap` | results of tests in what a guest prints |
+//! | `texts` | device options, specification files, kernel command lines |
 
 mod agent;
 mod consoles;
 mod cpu;
 mod files;
 mod kernels;
+mod ktap;
 mod queues;
 mod registers;
 mod shares;
@@ -74,6 +77,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "copy", run: agent::files, seeds: agent::file_seeds },
     Target { name: "cpu", run: cpu::code, seeds: cpu::seeds },
     Target { name: "splat", run: consoles::splats, seeds: consoles::splat_seeds },
+    Target { name: "ktap", run: ktap::output, seeds: ktap::seeds },
     Target { name: "options", run: texts::options, seeds: texts::option_seeds },
     Target { name: "spec", run: texts::spec, seeds: texts::spec_seeds },
     Target { name: "suite", run: texts::suite, seeds: texts::suite_seeds },

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `line` | what a line is, by itself |
 //! | `notes` | log of the case under way, and what that tells |
+//! | `level` | a document, or a test that has tests within |
 //! | `source` | tests within tests, as one source prints them |
 //! | `record` | what was found, with limits |
 //! | `write` | KTAP of our own: `--ktap` |
@@ -18,6 +19,7 @@
 //! - several documents may follow one another (KUnit modules), or be mixed where their prefixes tell them apart;
 //! - a document of nothing but empty suites has no cases, and no crash.
 
+mod level;
 mod line;
 mod notes;
 mod record;
@@ -32,6 +34,8 @@ pub use write::document;
 use self::line::{Line, version_within};
 use self::record::Record;
 use self::source::{Moment, Source};
+use self::level::Moment;
+use self::source::Source;
 use super::console::Prefix;
 use super::outcome::{Case, Status};
 
@@ -67,6 +71,7 @@ pub enum End {
 
 /// What an output told in all.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ktap {
     /// Whether there was KTAP in it.
     pub found: bool,
@@ -92,6 +97,10 @@ impl Ktap {
         self.problems.extend(other.problems);
         self.worst = self.worst.max(other.worst);
         self
+    status: Option<Status>,
+    /// The worst of all cases, and of suites that failed though their cases did not. If all is well: passed, if anything
+    /// did. Where nothing ran: failed, unless it was skipped as a whole.
+        self.status.unwrap_or(Status::Fail)
     }
 }
 
@@ -189,5 +198,7 @@ impl Parser {
         let found = !self.sources.is_empty();
         let (cases, problems, worst) = self.record.finish();
         Ktap { found, cases, problems, worst }
+        let (cases, problems, status) = self.record.finish();
+        Ktap { found, cases, problems, status }
     }
 }

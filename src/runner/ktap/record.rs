@@ -11,6 +11,8 @@ const LOGS_LIMIT: usize = 32 << 20;
 /// Characters of a name.
 const NAME_LIMIT: usize = 300;
 const PROBLEM_LIMIT: usize = 100;
+/// Problems that are told, and characters of each.
+const PROBLEM_LENGTH: usize = 500;
 
 /// Cases and complaints of all sources.
 #[derive(Debug, Default)]
@@ -25,6 +27,7 @@ pub(super) struct Record {
     more_problems: u64,
     /// The worst of all, lost ones and suites included.
     worst: Option<Status>,
+    passed: bool,
 }
 
 impl Record {
@@ -68,6 +71,12 @@ impl Record {
     /// Counts a status for the whole, without a case.
     pub(super) fn judge(&mut self, status: Status) {
         self.worst = self.worst.max(Some(status));
+        self.passed |= status == Status::Pass;
+    }
+
+    /// Of all: the worst, but skipped cases and those that fail as expected do not count beside one that passes.
+    fn status(&self) -> Option<Status> {
+        self.worst.map(|worst| if worst.is_good() && self.passed { Status::Pass } else { worst })
     }
 
     /// Names the suite at a depth in a source's cases since the one at `first`: its name comes after its cases.
@@ -86,12 +95,14 @@ impl Record {
     pub(super) fn complain(&mut self, problem: String) {
         if self.problems.len() < PROBLEM_LIMIT {
             self.problems.push(problem);
+            self.problems.push(problem.chars().take(PROBLEM_LENGTH).collect());
         } else {
             self.more_problems += 1;
         }
     }
 
     /// Cases, problems, and the worst status.
+    /// Cases, problems, and the status of all if there is any.
     pub(super) fn finish(mut self) -> (Vec<Case>, Vec<String>, Option<Status>) {
         if self.more_problems > 0 {
             self.problems.push(format!("{} more problems", self.more_problems));
@@ -100,6 +111,8 @@ impl Record {
             self.problems.push(format!("{} more cases: too many to be kept", self.lost));
         }
         (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, self.worst)
+        let status = self.status();
+        (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, status)
     }
 }
 

@@ -3,6 +3,8 @@
 use super::line::{Line, Outcome};
 use super::notes::Notes;
 use super::record::{Record, short};
+use super::level::{Level, Moment, Step};
+use super::record::Record;
 use super::{End, Event};
 use crate::runner::outcome::{Case, Status};
 
@@ -380,6 +382,7 @@ impl Source {
         let seconds = self.now.since(level.begin);
         match outcome {
             Some(outcome) if had_suites || outcome.status().0 != Status::Pass => {
+            Some(outcome) if had_suites || !outcome.ok || outcome.status().0 == Status::Skip => {
                 self.ended(&Outcome { name: &name, ..*outcome }, &notes, seconds, record);
             }
             None if had_suites => {
