@@ -15,7 +15,6 @@
 //! | `texts` | device options, specification files, kernel command lines, suites of tests |
 //! | `consoles` | what kernels print: complaints |
 //! | `ktap` | results of tests in what a guest prints |
-//! | `texts` | device options, specification files, kernel command lines |
 
 mod agent;
 mod consoles;

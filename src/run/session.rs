@@ -77,7 +77,9 @@ impl Session {
         let ready = agent.ready(None)?;
         guest.set_agent(agent, ready);
         let Some(exec) = &self.exec else { return Ok(()) };
-        self.attendant.iter_mut().try_for_each(|attendant| Ok::<_, Cut>(attendant.before(guest.agent()?)))?;
+        if let Some(attendant) = &mut self.attendant {
+            attendant.before(guest.agent()?);
+        }
         let process = guest.agent()?.exec(exec, self.io)?;
         if let Some((_, at)) = process.started(None)? {
             guest.note(|progress| progress.started = Some(at));
@@ -90,7 +92,9 @@ impl Session {
         let first_output = process.first_output();
         guest.note(|progress| progress.first_output = first_output);
         let (ended, outcome) = (Instant::now(), outcome?);
-        self.attendant.iter_mut().try_for_each(|attendant| Ok::<_, Cut>(attendant.after(guest.agent()?, &outcome)))?;
+        if let Some(attendant) = &mut self.attendant {
+            attendant.after(guest.agent()?, &outcome);
+        }
         guest.note(|progress| (progress.outcome, progress.over) = (Some((ended, outcome)), Some(Instant::now())));
         // A guest that cannot be asked is ended by the watching thread.
         let _ = guest.agent()?.shutdown();

@@ -149,6 +149,7 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
         artifacts: cell.rules.artifacts.clone(),
         to: place.path().into(),
         gcov: bench.gcov.as_ref().map(|to| to.join(super::place::relative(&cell.id))),
+        tree: run.machine.kernel.clone().filter(|kernel| kernel.is_dir()),
         shell: bench.shell,
     });
     let run = Run::watched(&talkative(run, place), vec![consoles.clone()])?;

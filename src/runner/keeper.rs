@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::coverage;
 use crate::agent::{Agent, Exec, Io, Outcome, Size};
+use crate::host::causes::causes;
 use crate::run::{self, Attendant};
 
 /// The kernel's own mark that something happened (Documentation/admin-guide/tainted-kernels.rst).
@@ -19,6 +21,8 @@ pub(super) struct Wanted {
     pub to: PathBuf,
     /// Where coverage data go.
     pub gcov: Option<PathBuf>,
+    /// The kernel's build tree, if it is at hand.
+    pub tree: Option<PathBuf>,
     /// A shell on the user's terminal if the command fails.
     pub shell: bool,
 }
@@ -74,9 +78,13 @@ impl Keeper {
 
     fn coverage(&self, agent: &Agent) {
         let Some(to) = &self.wanted.gcov else { return };
-        if let Err(e) = super::coverage::collect(agent, to) {
-            self.note(|found| found.problems.push(format!("No coverage: {e}")));
-        }
+        let collected = coverage::collect(agent, self.wanted.tree.as_deref(), to);
+        let problem = match collected {
+            Ok(coverage) if coverage.without_notes.is_empty() => return,
+            Ok(coverage) => format!("gcov cannot read {} files: no notes of the same build", coverage.without_notes.len()),
+            Err(e) => causes(&e),
+        };
+        self.note(|found| found.problems.push(problem));
     }
 }
 

@@ -176,6 +176,9 @@ pub struct TestResult {
     pub release: Option<String>,
     /// What was printed last: command's output, or console.
     pub tail: String,
+    /// What could not be done beside the test, a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Directory with all that was kept; see docs/test.md.
     pub artifacts: Option<PathBuf>,
     /// A command line that repeats this test alone.

@@ -1,6 +1,9 @@
 //! What the kernel holds against itself: the bits of `/proc/sys/kernel/tainted`
 //! (linux/Documentation/admin-guide/tainted-kernels.rst).
 
+use super::outcome::{Action, Splat, SplatKind};
+use super::splat::Policy;
+
 /// Letters of the bits, from bit 0, and what they say of the kernel.
 const FLAGS: [(char, &str); 19] = [
     ('P', "proprietary module was loaded"),
@@ -30,6 +33,16 @@ pub fn describe(before: u64, after: u64) -> Option<String> {
     let bits = (0..u64::BITS).filter(|bit| added & (1 << bit) != 0);
     let words: Vec<_> = bits.map(word).collect();
     (!words.is_empty()).then(|| format!("tainted: {}", words.join(", ")))
+}
+
+/// The same as a complaint of the kernel; none if a reading is missing.
+pub(super) fn splat(readings: [Option<u64>; 2], policy: &Policy) -> Option<Splat> {
+    let [before, after] = readings;
+    let title = describe(before?, after?)?;
+    let text = title.clone();
+    let mut splat = Splat { kind: SplatKind::Taint, title, action: Action::Warn, case: None, lines: (0, 0), text };
+    splat.action = policy.action(&splat);
+    Some(splat)
 }
 
 fn word(bit: u32) -> String {

@@ -22,7 +22,7 @@ type Report = fn(&Outcome, &ArgMatches) -> String;
 const FILES: [(&str, Report); 4] = [
     ("junit", |outcome, _| report::junit(outcome)),
     ("json", |outcome, _| report::json(outcome)),
-    ("html", |_, _| String::new()),
+    ("html", |outcome, _| report::html(outcome)),
     ("kcidb", |outcome, matches| report::kcidb(outcome, &matches.get_one("kcidb-origin").cloned().unwrap_or_default())),
 ];
 

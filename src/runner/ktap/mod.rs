@@ -31,10 +31,9 @@ mod tests;
 
 pub use write::document;
 
+use self::level::Moment;
 use self::line::{Line, version_within};
 use self::record::Record;
-use self::source::{Moment, Source};
-use self::level::Moment;
 use self::source::Source;
 use super::console::Prefix;
 use super::outcome::{Case, Status};
@@ -71,7 +70,6 @@ pub enum End {
 
 /// What an output told in all.
 #[derive(Debug, Clone, Default, PartialEq)]
-#[derive(Debug, Clone, PartialEq)]
 pub struct Ktap {
     /// Whether there was KTAP in it.
     pub found: bool,
@@ -79,14 +77,14 @@ pub struct Ktap {
     pub cases: Vec<Case>,
     /// What was not as it should be, such as a missing plan; a sentence each.
     pub problems: Vec<String>,
-    worst: Option<Status>,
+    status: Option<Status>,
 }
 
 impl Ktap {
-    /// The worst of all cases, and of suites that failed though their cases did not. Where nothing ran: failed, unless it
-    /// was skipped as a whole.
+    /// The worst of all cases, and of suites that failed though their cases did not. If all is well: passed, if anything
+    /// did. Where nothing ran: failed, unless it was skipped as a whole.
     pub fn status(&self) -> Status {
-        self.worst.unwrap_or(Status::Fail)
+        self.status.unwrap_or(Status::Fail)
     }
 
     /// What two outputs of one test told together.
@@ -95,12 +93,11 @@ impl Ktap {
         self.found |= other.found;
         self.cases.extend(other.cases);
         self.problems.extend(other.problems);
-        self.worst = self.worst.max(other.worst);
+        self.status = match (self.status, other.status) {
+            (Some(one), Some(two)) if one.is_good() && two.is_good() => Some(one.min(two)),
+            (one, two) => one.max(two),
+        };
         self
-    status: Option<Status>,
-    /// The worst of all cases, and of suites that failed though their cases did not. If all is well: passed, if anything
-    /// did. Where nothing ran: failed, unless it was skipped as a whole.
-        self.status.unwrap_or(Status::Fail)
     }
 }
 
@@ -196,8 +193,6 @@ impl Parser {
             source.finish(how, &mut self.record);
         }
         let found = !self.sources.is_empty();
-        let (cases, problems, worst) = self.record.finish();
-        Ktap { found, cases, problems, worst }
         let (cases, problems, status) = self.record.finish();
         Ktap { found, cases, problems, status }
     }

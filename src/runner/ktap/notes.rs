@@ -132,7 +132,6 @@ mod tests {
     #[test]
     fn the_log_keeps_its_end() {
         let mut notes = Notes::default();
-        (0..10_000).for_each(|number| drop(notes.add(&format!("line {number}"))));
         (0..10_000).for_each(|number| assert!(!notes.add(&format!("line {number}"))));
         assert!(notes.log().ends_with("line 9999\n"));
         assert!(notes.log().len() <= LOG_LIMIT);

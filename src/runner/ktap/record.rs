@@ -10,8 +10,8 @@ const TEXT_LIMIT: usize = 64 << 20;
 const LOGS_LIMIT: usize = 32 << 20;
 /// Characters of a name.
 const NAME_LIMIT: usize = 300;
-const PROBLEM_LIMIT: usize = 100;
 /// Problems that are told, and characters of each.
+const PROBLEM_LIMIT: usize = 100;
 const PROBLEM_LENGTH: usize = 500;
 
 /// Cases and complaints of all sources.
@@ -94,14 +94,12 @@ impl Record {
     /// Notes that the output is not as it should be.
     pub(super) fn complain(&mut self, problem: String) {
         if self.problems.len() < PROBLEM_LIMIT {
-            self.problems.push(problem);
             self.problems.push(problem.chars().take(PROBLEM_LENGTH).collect());
         } else {
             self.more_problems += 1;
         }
     }
 
-    /// Cases, problems, and the worst status.
     /// Cases, problems, and the status of all if there is any.
     pub(super) fn finish(mut self) -> (Vec<Case>, Vec<String>, Option<Status>) {
         if self.more_problems > 0 {
@@ -110,7 +108,6 @@ impl Record {
         if self.lost > 0 {
             self.problems.push(format!("{} more cases: too many to be kept", self.lost));
         }
-        (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, self.worst)
         let status = self.status();
         (self.cases.into_iter().map(|(_, case)| case).collect(), self.problems, status)
     }

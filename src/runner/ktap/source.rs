@@ -1,87 +1,14 @@
 //! Tests within tests, as one source prints them.
 
+use super::level::{Level, Moment, Step};
 use super::line::{Line, Outcome};
 use super::notes::Notes;
-use super::record::{Record, short};
-use super::level::{Level, Moment, Step};
 use super::record::Record;
 use super::{End, Event};
 use crate::runner::outcome::{Case, Status};
 
 /// Suites within suites that are told apart.
 const DEPTH_LIMIT: usize = 32;
-
-/// When a line was printed.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Moment {
-    /// When it came, in seconds since the test began.
-    pub at: f64,
-    /// When it was printed, if the kernel says, in seconds since its start: nearer to the truth.
-    pub printk: Option<f64>,
-}
-
-impl Moment {
-    fn since(self, earlier: Self) -> f64 {
-        let seconds = match (self.printk, earlier.printk) {
-            (Some(now), Some(then)) => now - then,
-            _ => self.at - earlier.at,
-        };
-        seconds.max(0.0)
-    }
-}
-
-/// What a level waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// The line that names it, directly after its version.
-    Header,
-    Plan,
-    Tests,
-    /// The line with its own result.
-    Result,
-}
-
-/// A document, or a test that has tests within.
-#[derive(Debug)]
-struct Level {
-    /// None for a document, and for tests that are named by their result only.
-    name: Option<String>,
-    /// Which it is within the level above, from 1.
-    number: u64,
-    step: Step,
-    plan: Option<u64>,
-    /// Number that the next test within should have.
-    next: u64,
-    /// Of the case that is under way.
-    notes: Notes,
-    begin: Moment,
-    /// When the last test within ended.
-    mark: Moment,
-    /// Where its cases begin in the record.
-    first: usize,
-    /// The worst of the cases within; none if none counts.
-    worst: Option<Status>,
-}
-
-impl Level {
-    fn new(number: u64, step: Step, now: Moment, first: usize) -> Self {
-        let notes = Notes::default();
-        Self { name: None, number, step, plan: None, next: 1, notes, begin: now, mark: now, first, worst: None }
-    }
-
-    fn label(&self) -> String {
-        self.name.as_deref().map_or_else(|| format!("test {}", self.number), short)
-    }
-
-    /// Planned tests that have not come.
-    fn missing(&self) -> u64 {
-        self.plan.map_or(0, |plan| (plan.saturating_add(1)).saturating_sub(self.next))
-    }
-
-    fn notes(&mut self) -> Notes {
-        std::mem::take(&mut self.notes)
-    }
-}
 
 /// One source of results.
 #[derive(Debug)]
@@ -381,7 +308,6 @@ impl Source {
         let notes = level.notes();
         let seconds = self.now.since(level.begin);
         match outcome {
-            Some(outcome) if had_suites || outcome.status().0 != Status::Pass => {
             Some(outcome) if had_suites || !outcome.ok || outcome.status().0 == Status::Skip => {
                 self.ended(&Outcome { name: &name, ..*outcome }, &notes, seconds, record);
             }

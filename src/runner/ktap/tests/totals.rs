@@ -219,9 +219,10 @@ fn by_kunit_py(tool: &Path, files: &[PathBuf]) -> Vec<[u64; 4]> {
 
 #[test]
 fn the_kernels_own_reader_counts_the_same() {
-    let Some(tool) = std::env::var_os("BELLJAR_ASSET_KUNIT_TOOL").map(PathBuf::from) else {
-        return println!("\nSKIPPED: no asset kunit-tool: run scripts/test");
+    let Some(tool) = std::env::var_os("BELLJAR_ASSET_TREE_TEST").map(PathBuf::from) else {
+        return println!("\nSKIPPED: no asset tree-test: run scripts/test");
     };
+    let tool = tool.join("tools/testing/kunit");
     let dir = tempfile::tempdir().unwrap();
     let mut files: Vec<_> = tool.join("test_data").read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|ending| ending == "log"));
