@@ -4,7 +4,7 @@ use crate::runner::outcome::SplatKind::{self, *};
 
 macro_rules! samples {
     ($($name:literal $kind:ident $title:literal;)*) => {
-        &[$(Sample { name: $name, text: include_str!(concat!("samples/", $name, ".log")), kind: $kind, title: $title }),*]
+        &[$(Sample { name: $name, text: include_str!(concat!("samples/", $name, ".txt")), kind: $kind, title: $title }),*]
     };
 }
 
