@@ -14,6 +14,9 @@ use crate::runner::outcome::{Case, Counts, TestResult};
 /// How often the lines of running tests are drawn again.
 const TICK: Duration = Duration::from_millis(120);
 
+/// Characters of a reason that are shown: the rest comes with the summary.
+const REASON: usize = 160;
+
 /// Who is told how tests get on, from any thread.
 pub trait Observer: Send + Sync {
     /// A test began, one of `total` in all. It may begin again.
@@ -58,7 +61,7 @@ impl Course {
             line += &format!("  {}: {}", text::number(cases.total(), "case"), text::counts(&cases));
         }
         if let Some(reason) = &test.reason {
-            line += &format!("  {}", text::line(reason));
+            line += &format!("  {}", text::short(reason, REASON));
         }
         line
     }
@@ -137,6 +140,7 @@ impl Live {
     pub fn new(target: ProgressDrawTarget, paint: Paint) -> Self {
         let lines = MultiProgress::with_draw_target(target);
         let whole = lines.add(bar("{time}  {wide_msg}"));
+        whole.enable_steady_tick(TICK);
         Self { lines, whole, paint, state: Mutex::default() }
     }
 
@@ -289,7 +293,6 @@ mod tests {
             plain.ended(test);
         }
         plain.note(HOSTILE);
-        drop(plain);
         let log = String::from_utf8(log).unwrap();
         let lines: Vec<&str> = log.lines().collect();
         assert_eq!(lines.len(), outcome.tests.len() + 1);

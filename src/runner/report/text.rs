@@ -19,7 +19,16 @@ pub(super) fn line(text: &str) -> String {
     line
 }
 
-/// The same for each of several lines; none is empty at the end.
+/// The same, of `limit` characters at most.
+pub(super) fn short(text: &str, limit: usize) -> String {
+    let line = line(text);
+    match line.char_indices().nth(limit) {
+        Some((end, _)) => line.get(..end).unwrap_or_default().to_string() + "…",
+        None => line,
+    }
+}
+
+/// The same as [`line`] for each of several lines; none is empty at the end.
 pub(super) fn lines(text: &str) -> String {
     let lines: Vec<String> = text.split('\n').map(|part| line(part.trim_end_matches('\r'))).collect();
     lines.join("\n").trim_end().to_string()
@@ -42,7 +51,7 @@ pub(super) fn last_bytes(text: &str, limit: usize) -> &str {
     end.split_once('\n').map_or(end, |(_, rest)| rest)
 }
 
-/// A word that the report is to carry in place of what cannot be written there.
+/// `otherwise` where there is no text.
 pub(super) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
@@ -94,6 +103,7 @@ mod tests {
     fn guests_text_is_harmless() {
         assert_eq!(line("a\nb\r\u{1b}[31mc\u{7}\t\u{202e}d\u{ffff}\0"), "a b c    d");
         assert_eq!(lines("a\r\n\u{1b}]0;x\u{7}b\n\n"), "a\nb");
+        assert_eq!((short("a\näb", 3), short("äb", 2)), ("a ä…".into(), "äb".into()));
         assert_eq!(last_lines("1\n2\n3\n", 2), "2\n3");
         assert_eq!(last_lines("", 2), "");
     }

@@ -4,7 +4,7 @@ const [name, bad] = form.querySelectorAll("input");
 const good = ["pass", "skip", "xfail"];
 function show() {
     for (const test of document.querySelectorAll(".test")) {
-        const named = test.querySelector("summary span").textContent.includes(name.value);
+        const named = test.querySelector("summary span").textContent.toLowerCase().includes(name.value.toLowerCase());
         test.hidden = !named || (bad.checked && good.some((status) => test.classList.contains(status)));
     }
 }
