@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::planted::{HANG, LOAD, OOPS, Planted, TRIPLE_FAULT};
 use common::run::{Runner, runs};
 use common::{BOOT, Session, Talk, belljar, scratch, tiny};
 use rustix::process::Signal;
@@ -55,6 +56,22 @@ fn a_guest_that_ends_before_its_command_is_123() {
     let outcome = runner.run(&["sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"]);
     outcome.code(123).says("belljar: the guest powered off before its command ended").says(log.to_str().unwrap());
     assert!(std::fs::read_to_string(log).unwrap().contains("Power"));
+}
+
+#[test]
+fn a_kernel_that_goes_wrong_has_its_verdict() {
+    let Some(runner) = Runner::new("6.12-cloud") else { return };
+    let load = ["sh", "-c", &format!("echo before; {LOAD}; echo \"loader=$?\"; exit 5")];
+    let oops = Planted::new("kernel-6.12-cloud", OOPS).unwrap();
+    let oopses = runner.clone().arg("-v", oops.volume());
+    oopses.run(&load).code(120).says("Kernel panic - not syncing: Fatal exception").says("RIP:");
+    oopses.with(&["--no-panic-on-oops"]).run(&load).code(5).has("loader", "139");
+    let hang = Planted::new("kernel-6.12-cloud", HANG).unwrap();
+    let limited = ["--boot-timeout", "100", "--idle-timeout", "10"];
+    let outcome = runner.clone().arg("-v", hang.volume()).with(&limited).run(&load);
+    outcome.code(124).says_one_line("the guest printed nothing for 10 s");
+    let fault = Planted::new("kernel-6.12-cloud", TRIPLE_FAULT).unwrap();
+    runner.clone().arg("-v", fault.volume()).run(&load).code(121).says("triple fault");
 }
 
 /// A kernel that does nothing, with interrupts off.
