@@ -2,14 +2,19 @@
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). The same content gives the same bytes. Called by
 //! whoever makes up a guest's first file tree, before [`super::load`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rustix::fs::MemfdFlags;
 
 const MAGIC: &str = "070701";
-const TRAILER: &str = "TRAILER!!!";
+const TRAILER: &[u8] = b"TRAILER!!!";
+/// Where a header has the number of a file's names: after the magic, number, mode and owners.
+const LINKS_AT: u64 = 6 + 4 * 8;
 /// Header, names and contents begin at multiples of this.
 const ALIGNMENT: u64 = 4;
 /// PATH_MAX of kernels, which refuse longer names.
@@ -53,7 +58,9 @@ pub struct Archive<W> {
     to: W,
     at: u64,
     inodes: u32,
-    directories: BTreeSet<String>,
+    directories: BTreeSet<Vec<u8>>,
+    /// Where the header of each file is, and its number.
+    files: HashMap<Vec<u8>, (u64, u32)>,
 }
 
 /// What one header says, beside the name.
@@ -62,6 +69,8 @@ struct Entry {
     mode: u32,
     size: u32,
     device: (u32, u32),
+    /// The number of the file that this is another name of.
+    same: Option<u32>,
 }
 
 impl Archive<File> {
@@ -70,17 +79,28 @@ impl Archive<File> {
         let file = rustix::fs::memfd_create("initramfs", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
         Ok(Self::new(File::from(file)))
     }
+
+    /// Adds another name of the file `target`. False if there is no such file so far.
+    pub fn link(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<bool, Error> {
+        let Some(&(header, number)) = self.files.get(&clean(target.as_ref())?) else { return Ok(false) };
+        let name = self.prepare(path.as_ref())?;
+        // Kernels take files for one if their numbers are the same, but remember only those that say they have more names.
+        self.to.write_all_at(b"00000002", header + LINKS_AT)?;
+        self.files.insert(name.clone(), (header, number));
+        self.header(&name, &Entry { mode: REGULAR, same: Some(number), ..Entry::default() })?;
+        Ok(true)
+    }
 }
 
 impl<W: Write> Archive<W> {
     /// An empty archive that is written to `to`.
     pub fn new(to: W) -> Self {
-        Self { to, at: 0, inodes: 0, directories: BTreeSet::new() }
+        Self { to, at: 0, inodes: 0, directories: BTreeSet::new(), files: HashMap::new() }
     }
 
     /// Adds a directory; permissions in `mode`. One that is there already stays as it is.
-    pub fn directory(&mut self, path: &str, mode: u32) -> Result<(), Error> {
-        let name = self.prepare(path)?;
+    pub fn directory(&mut self, path: impl AsRef<Path>, mode: u32) -> Result<(), Error> {
+        let name = self.prepare(path.as_ref())?;
         if self.directories.insert(name.clone()) {
             self.header(&name, &Entry { mode: DIRECTORY | mode & 0o7777, ..Entry::default() })?;
         }
@@ -88,16 +108,18 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a file with this content.
-    pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<(), Error> {
+    pub fn file(&mut self, path: impl AsRef<Path>, mode: u32, content: &[u8]) -> Result<(), Error> {
         self.file_from(path, mode, content.len() as u64, content)
     }
 
     /// Adds a file whose content is the next `size` bytes of `content`.
-    pub fn file_from(&mut self, path: &str, mode: u32, size: u64, content: impl Read) -> Result<(), Error> {
-        let name = self.prepare(path)?;
-        let too_large = |_| Error::TooLarge { name: name.clone(), size };
-        let entry = Entry { mode: REGULAR | mode & 0o7777, size: size.try_into().map_err(too_large)?, device: (0, 0) };
-        self.header(&name, &entry)?;
+    pub fn file_from(&mut self, path: impl AsRef<Path>, mode: u32, size: u64, content: impl Read) -> Result<(), Error> {
+        let name = self.prepare(path.as_ref())?;
+        let too_large = |_| Error::TooLarge { name: String::from_utf8_lossy(&name).into_owned(), size };
+        let size32 = size.try_into().map_err(too_large)?;
+        let at = self.at;
+        self.header(&name, &Entry { mode: REGULAR | mode & 0o7777, size: size32, ..Entry::default() })?;
+        self.files.insert(name, (at, self.inodes));
         let copied = io::copy(&mut content.take(size), &mut self.to)?;
         if copied < size {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -107,24 +129,25 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: &str, target: &str) -> Result<(), Error> {
-        let name = self.prepare(path)?;
-        if target.is_empty() || target.len() >= NAME_MAX || target.contains('\0') {
-            return Err(Error::Name(target.to_owned()));
+    pub fn symlink(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<(), Error> {
+        let (name, target) = (self.prepare(path.as_ref())?, target.as_ref());
+        let bytes = target.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes.len() >= NAME_MAX || bytes.contains(&0) {
+            return Err(no_name(target));
         }
-        self.header(&name, &Entry { mode: LINK | 0o777, size: target.len() as u32, device: (0, 0) })?;
-        self.write(target.as_bytes())?;
+        self.header(&name, &Entry { mode: LINK | 0o777, size: bytes.len() as u32, ..Entry::default() })?;
+        self.write(bytes)?;
         self.pad(ALIGNMENT)
     }
 
     /// Adds a device node.
-    pub fn node(&mut self, path: &str, mode: u32, device: Device) -> Result<(), Error> {
-        let name = self.prepare(path)?;
+    pub fn node(&mut self, path: impl AsRef<Path>, mode: u32, device: Device) -> Result<(), Error> {
+        let name = self.prepare(path.as_ref())?;
         let (kind, device) = match device {
             Device::Character(major, minor) => (0o020_000, (major, minor)),
             Device::Block(major, minor) => (0o060_000, (major, minor)),
         };
-        self.header(&name, &Entry { mode: kind | mode & 0o7777, size: 0, device })
+        self.header(&name, &Entry { mode: kind | mode & 0o7777, device, ..Entry::default() })
     }
 
     /// Writes the end of the archive; another may follow it.
@@ -137,15 +160,10 @@ impl<W: Write> Archive<W> {
     }
 
     /// Checks a path, makes the directories that it leads through, and returns it as archives write it.
-    fn prepare(&mut self, path: &str) -> Result<String, Error> {
-        let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        let name = parts.join("/");
-        let wrong = |part: &&str| *part == ".." || part.contains('\0');
-        if name.is_empty() || name == TRAILER || name.len() >= NAME_MAX || parts.iter().any(wrong) {
-            return Err(Error::Name(path.to_owned()));
-        }
-        let slashes: Vec<_> = name.match_indices('/').map(|(at, _)| at).collect();
-        for end in slashes {
+    fn prepare(&mut self, path: &Path) -> Result<Vec<u8>, Error> {
+        let name = clean(path)?;
+        let slashes = name.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        for (end, _) in slashes {
             let parent = name.get(..end).unwrap_or_default();
             if self.directories.insert(parent.to_owned()) {
                 self.header(parent, &Entry { mode: DIRECTORY | 0o755, ..Entry::default() })?;
@@ -155,17 +173,18 @@ impl<W: Write> Archive<W> {
     }
 
     /// Header and name of one entry: thirteen numbers of eight hexadecimal digits.
-    fn header(&mut self, name: &str, entry: &Entry) -> Result<(), Error> {
-        self.inodes += 1;
-        let links = if entry.mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
+    fn header(&mut self, name: &[u8], entry: &Entry) -> Result<(), Error> {
+        self.inodes += u32::from(entry.same.is_none());
+        let number = entry.same.unwrap_or(self.inodes);
+        let links = if entry.mode & DIRECTORY == DIRECTORY || entry.same.is_some() { 2 } else { 1 };
         let (major, minor) = entry.device;
         let length = name.len() as u32 + 1;
-        let fields = [self.inodes, entry.mode, 0, 0, links, 0, entry.size, 0, 0, major, minor, length, 0];
+        let fields = [number, entry.mode, 0, 0, links, 0, entry.size, 0, 0, major, minor, length, 0];
         let mut text = MAGIC.to_owned();
         text.extend(fields.map(|field| format!("{field:08X}")));
-        text.push_str(name);
-        text.push('\0');
         self.write(text.as_bytes())?;
+        self.write(name)?;
+        self.write(b"\0")?;
         self.pad(ALIGNMENT)
     }
 
@@ -181,10 +200,27 @@ impl<W: Write> Archive<W> {
     }
 }
 
+/// A path as archives write it.
+fn clean(path: &Path) -> Result<Vec<u8>, Error> {
+    let bytes = path.as_os_str().as_bytes();
+    let parts: Vec<_> = bytes.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    let name = parts.join(&b'/');
+    let wrong = |part: &&[u8]| *part == b".." || part.contains(&0);
+    if name.is_empty() || name == TRAILER || name.len() >= NAME_MAX || parts.iter().any(wrong) {
+        return Err(no_name(path));
+    }
+    Ok(name)
+}
+
+fn no_name(path: &Path) -> Error {
+    Error::Name(path.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    use std::ffi::OsStr;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn sample() -> Vec<u8> {
         let mut archive = Archive::new(Vec::new());
@@ -232,6 +268,31 @@ mod tests {
         assert_eq!(std::fs::read_link(at("bin/sh")).unwrap().to_str(), Some("../init"));
         assert_eq!(std::fs::metadata(at("empty")).unwrap().size(), 0);
         assert!(at("proc").is_dir());
+    }
+
+    #[test]
+    fn names_of_one_file_and_names_that_are_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = OsStr::from_bytes(b"odd\xff");
+        let mut archive = Archive::in_memory().unwrap();
+        archive.file(odd, 0o640, b"content").unwrap();
+        assert!(archive.link("sub/second", odd).unwrap() && archive.link("third", "./sub/second").unwrap());
+        assert!(!archive.link("fourth", "missing").unwrap());
+        let file = archive.finish().unwrap();
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        std::fs::write(dir.path().join("a.cpio"), bytes).unwrap();
+        let unpack = "command -v cpio >/dev/null || exit 9; cpio -id --quiet <a.cpio";
+        let status = std::process::Command::new("sh").args(["-c", unpack]).current_dir(&dir).status().unwrap();
+        if status.code() == Some(9) {
+            println!("SKIPPED: no cpio here");
+            return;
+        }
+        let first = std::fs::metadata(dir.path().join(odd)).unwrap();
+        for name in ["sub/second", "third"] {
+            let other = std::fs::metadata(dir.path().join(name)).unwrap();
+            assert_eq!((other.ino(), other.size(), other.mode()), (first.ino(), 7, 0o100_640), "{name}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Puts a directory, or an archive of one, into an initial RAM file system: for guests whose kernel has no virtio-fs, and
 //! for roots that come as a file.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::kernel::compressed;
 use crate::loader::initramfs::{self, Archive, Device};
@@ -66,21 +67,20 @@ fn add(
     metadata: &fs::Metadata,
     archive: &mut Archive<File>,
 ) -> Result<(), crate::run::Error> {
-    let name = name.to_string_lossy();
     let mode = metadata.mode() & 0o7777;
     let kind = metadata.file_type();
     if kind.is_dir() {
-        archive.directory(&name, mode)?;
+        archive.directory(name, mode)?;
     } else if kind.is_symlink() {
         let target = fs::read_link(path).map_err(failed(path))?;
-        archive.symlink(&name, &target.to_string_lossy())?;
+        archive.symlink(name, target)?;
     } else if kind.is_file() {
         let file = File::open(path).map_err(failed(path))?;
-        archive.file_from(&name, mode, metadata.len(), file)?;
+        archive.file_from(name, mode, metadata.len(), file)?;
     } else if kind.is_char_device() || kind.is_block_device() {
         let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
         let device = if kind.is_char_device() { Device::Character(major, minor) } else { Device::Block(major, minor) };
-        archive.node(&name, mode, device)?;
+        archive.node(name, mode, device)?;
     }
     // Sockets and pipes belong to programs that run here.
     Ok(())
@@ -100,29 +100,33 @@ pub(super) fn is_cpio(path: &Path) -> io::Result<bool> {
     Ok(head == *b"070701" || head == *b"070702")
 }
 
-/// Adds the content of the tar archive `path`, which may be packed. Names that share a file become links to the first.
+/// Adds the content of the tar archive `path`, which may be packed. Names that share a file go on to do so.
 pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate::run::Error> {
     let file = File::open(path).map_err(failed(path))?;
     let reader = compressed::reader(io::BufReader::new(file)).map_err(failed(path))?;
     let mut tar = tar::Archive::new(reader);
     for entry in tar.entries().map_err(failed(path))? {
         let mut entry = entry.map_err(failed(path))?;
-        let name = entry.path().map_err(failed(path))?.to_string_lossy().into_owned();
-        let name = name.trim_start_matches("./").trim_matches('/').to_string();
-        if name.is_empty() || name == "." {
+        let name = entry.path().map_err(failed(path))?.into_owned();
+        // The root itself.
+        if name.components().all(|part| matches!(part, Component::CurDir | Component::RootDir)) {
             continue;
         }
         let header = entry.header().clone();
         let mode = header.mode().map_err(failed(path))? & 0o7777;
-        let link = entry.link_name().map_err(failed(path))?.map(|link| link.to_string_lossy().into_owned());
+        let link = entry.link_name().map_err(failed(path))?.map(Cow::into_owned).unwrap_or_default();
         let number = |field: io::Result<Option<u32>>| field.ok().flatten().unwrap_or_default();
         let (major, minor) = (number(header.device_major()), number(header.device_minor()));
         match header.entry_type() {
             tar::EntryType::Directory => archive.directory(&name, mode)?,
-            tar::EntryType::Symlink => archive.symlink(&name, &link.unwrap_or_default())?,
+            tar::EntryType::Symlink => archive.symlink(&name, &link)?,
+            // The agent takes that name, and would overwrite what shares a file with it.
+            tar::EntryType::Link if is_init(&name) => {}
             tar::EntryType::Link => {
-                let target = link.unwrap_or_default();
-                archive.symlink(&name, &format!("/{}", target.trim_start_matches("./").trim_start_matches('/')))?;
+                // The agent, or a name of something else than a file.
+                if is_init(&link) || !archive.link(&name, &link)? {
+                    archive.symlink(&name, Path::new("/").join(link.strip_prefix(".").unwrap_or(&link)))?;
+                }
             }
             tar::EntryType::Char => archive.node(&name, mode, Device::Character(major, minor))?,
             tar::EntryType::Block => archive.node(&name, mode, Device::Block(major, minor))?,
@@ -137,6 +141,11 @@ pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate:
         }
     }
     Ok(())
+}
+
+fn is_init(path: &Path) -> bool {
+    let mut parts = path.components().filter(|part| !matches!(part, Component::CurDir | Component::RootDir));
+    parts.next() == Some(Component::Normal("init".as_ref())) && parts.next().is_none()
 }
 
 #[cfg(test)]
@@ -194,13 +203,15 @@ mod tests {
         header.set_size(0);
         header.set_entry_type(tar::EntryType::Link);
         builder.append_link(&mut header, "./hard", "./etc/name").unwrap();
+        builder.append_link(&mut header, "./early", "./etc/later").unwrap();
         builder.into_inner().unwrap();
         let mut archive = Archive::in_memory().unwrap();
         tar(&path, &mut archive).unwrap();
         let text = text(archive);
-        for part in ["etc/name\0", "content of a file", "hard\0", "/etc/name"] {
+        for part in ["etc/name\0", "content of a file", "hard\0", "early\0", "/etc/later"] {
             assert!(text.contains(part), "{part}");
         }
+        assert_eq!(text.matches("/etc/name").count(), 0, "no symbolic link");
         assert!(!is_cpio(&path).unwrap());
         fs::write(&path, "no tar at all".repeat(100)).unwrap();
         let error = tar(&path, &mut Archive::in_memory().unwrap()).unwrap_err();

@@ -11,7 +11,7 @@ use crate::serve::reason;
 use crate::sys;
 
 /// How long an init may take to power off once it was asked to.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Makes the two processes, if there is an init. Returns in the one that is the agent from now on.
 pub fn begin(init: Option<&[String]>) -> Result<(), String> {
@@ -51,7 +51,7 @@ pub fn ask() {
         let mut asked = Command::new(program);
         asked.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if asked.status().is_ok_and(|status| status.success()) {
-            sleep(PATIENCE);
+            return sleep(PATIENCE);
         }
     }
 }
