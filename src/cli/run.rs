@@ -39,6 +39,7 @@ pub fn command() -> Command {
         .args(machine_flags::machine())
         .args(device_flags::args())
         .args(machine_flags::course())
+        .args(machine_flags::debugging())
         .args(end_args())
         .arg(command_flags::words("The command and its arguments [default: a shell]"))
 }
