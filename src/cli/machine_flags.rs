@@ -137,6 +137,11 @@ pub fn debugging() -> Vec<Arg> {
             .value_name("PORT|unix:PATH")
             .value_parser(|text: &str| text.parse::<DebugAddress>())
             .help("Keep a guest whose kernel panicked, or whose CPU died, for gdb"),
+        Arg::new("dump")
+            .long("dump")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Write RAM and registers of such a guest to FILE, for crash or gdb"),
     ]
 }
 
@@ -178,6 +183,7 @@ pub fn apply(matches: &ArgMatches, spec: &mut MachineSpec) -> Result<(), Failure
     spec.transport = *matches.get_one("transport").unwrap_or(&spec.transport);
     spec.gdb = matches.get_one("gdb").cloned().or(spec.gdb.take());
     spec.gdb_on_crash = matches.get_one("gdb-on-crash").cloned().or(spec.gdb_on_crash.take());
+    spec.dump = given("dump").or(spec.dump.take());
     spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
     device_flags::apply(matches, spec).map_err(Failure::usage)
 }

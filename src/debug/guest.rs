@@ -2,9 +2,10 @@
 //! makes of it is in `target.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::Error;
+use super::{Error, dump};
 use super::memory::Memory;
 use super::points::Points;
 use super::registers::Image;
@@ -82,6 +83,12 @@ impl Guest {
             self.states.insert(cpu, state);
         }
         self.states.get(&cpu).ok_or(Error::Unable)
+    }
+
+    /// Writes a core dump to `path`.
+    pub(super) fn dump(&mut self, path: &Path) -> Result<(), Error> {
+        let cpus = (0..self.cpus()).map(|cpu| self.state(cpu).cloned()).collect::<Result<Vec<_>, _>>()?;
+        dump::write(path, self.memory.ram(), &cpus).map_err(|e| Error::Dump(path.into(), e))
     }
 
     /// Changes registers of vCPU `cpu`.

@@ -23,6 +23,10 @@ impl Memory {
         Self { ram, planted: BTreeMap::new() }
     }
 
+    pub(super) fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     /// Pieces of one page each that `len` bytes from linear `at` are made of: guest-physical address and length. Ends
     /// before the first that is not mapped to RAM.
     fn pieces(&self, system: &SystemRegisters, at: u64, len: usize) -> Vec<(u64, usize)> {

@@ -6,12 +6,14 @@
 //! | `server.rs` | the thread `debug`: waits for gdb, and for a guest that dies |
 //! | `session.rs` | one connection |
 //! | `target.rs`, `registers.rs`, `monitor.rs` | gdb's protocol, its view of a CPU, its `monitor` command |
+//! | `dump/` | core dumps |
 //! | `guest.rs`, `memory.rs`, `points.rs` | the stopped machine, its memory by linear addresses, breakpoints |
 //!
 //! gdb's packets are trusted no more than other input: what is wrong with them ends the session, after which the machine
 //! goes on.
 
 mod address;
+mod dump;
 mod guest;
 mod memory;
 mod monitor;
@@ -21,6 +23,7 @@ mod server;
 mod session;
 mod target;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -47,8 +50,17 @@ pub enum Error {
     Engine(#[from] engine::Error),
     #[error("what gdb said makes no sense: {0}")]
     Protocol(String),
+    #[error("Cannot write the dump {}", .0.display())]
+    Dump(PathBuf, #[source] std::io::Error),
     #[error("Cannot {0}")]
     Host(&'static str, #[source] std::io::Error),
+}
+
+impl Error {
+    /// What happened and why, on one line.
+    fn with_cause(&self) -> String {
+        std::error::Error::source(self).map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
+    }
 }
 
 /// Serves gdb as the specification says. To be dropped before the machine.
@@ -62,7 +74,7 @@ pub struct Debugger {
 impl Debugger {
     /// For `machine`, which has not been started yet; none if `spec` wants none.
     pub fn start(machine: &Machine, spec: &MachineSpec) -> Result<Option<Self>, Error> {
-        if spec.gdb.is_none() && spec.gdb_on_crash.is_none() {
+        if spec.gdb.is_none() && spec.gdb_on_crash.is_none() && spec.dump.is_none() {
             return Ok(None);
         }
         let listen = |address: &DebugAddress| {
@@ -72,7 +84,7 @@ impl Debugger {
         };
         let at_start = spec.gdb.as_ref().map(listen).transpose()?;
         let on_crash = spec.gdb_on_crash.as_ref().map(listen).transpose()?;
-        let leash = Leash::new(machine.cpus().remote(), on_crash.is_some());
+        let leash = Leash::new(machine.cpus().remote(), on_crash.is_some() || spec.dump.is_some());
         let leash = Arc::new(leash.map_err(|e| Error::Host("create an eventfd", e))?);
         let control = machine.control().clone();
         control.set_leash(leash.clone());
@@ -87,6 +99,7 @@ impl Debugger {
             shared: shared.clone(),
             ram: machine.ram().clone(),
             engine: machine.engine(),
+            dump: spec.dump.clone(),
             waits: at_start.is_some(),
             on_crash: on_crash.as_ref().map(|(_, name)| name.clone()),
             listeners: at_start.into_iter().chain(on_crash).map(|(listener, _)| listener).collect(),

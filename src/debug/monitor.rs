@@ -1,6 +1,7 @@
 //! gdb's `monitor` command.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::guest::Guest;
@@ -8,6 +9,7 @@ use crate::machine::{Control, Ending};
 
 const HELP: &str = "\
 monitor info    engine, and what each CPU does
+monitor dump    write RAM and registers to the file that belljar's --dump names
 monitor quit    end the machine
 ";
 
@@ -16,6 +18,8 @@ monitor quit    end the machine
 pub(super) struct Monitor {
     pub(super) engine: &'static str,
     pub(super) control: Arc<Control>,
+    /// The user's file, and no other: whoever reaches the port may not name files.
+    pub(super) dump: Option<PathBuf>,
 }
 
 impl Monitor {
@@ -23,12 +27,22 @@ impl Monitor {
     pub(super) fn answer(&self, command: &str, guest: &mut Guest) -> String {
         match command.trim() {
             "info" => self.info(guest),
+            "dump" => self.dump(guest),
             "quit" => {
                 end(&self.control);
                 "the machine ends\n".into()
             }
             "" | "help" => HELP.into(),
             other => format!("There is no command `{}`. There are:\n{HELP}", other.escape_debug()),
+        }
+    }
+
+    /// Writes the dump, if there is to be one; what to say of it.
+    pub(super) fn dump(&self, guest: &mut Guest) -> String {
+        match self.dump.as_ref().map(|path| (path, guest.dump(path))) {
+            None => "Start belljar with --dump FILE: that is where a dump goes.\n".into(),
+            Some((path, Ok(()))) => format!("dump in {}\n", path.display()),
+            Some((_, Err(e))) => format!("{}\n", e.with_cause()),
         }
     }
 

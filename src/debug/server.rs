@@ -1,6 +1,7 @@
 //! The thread `debug`: waits for gdb, and for a guest that dies.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,6 +53,8 @@ pub(super) struct Server {
     pub(super) listeners: Vec<Listener>,
     /// Nothing runs before gdb was there.
     pub(super) waits: bool,
+    /// File for a dump of a guest that died.
+    pub(super) dump: Option<PathBuf>,
     /// A dead guest waits for gdb, at this address.
     pub(super) on_crash: Option<String>,
 }
@@ -75,7 +78,9 @@ impl Server {
     /// The guest has died, and its CPUs stop. Whether it is kept until gdb was there.
     fn crashed(&self) -> bool {
         let leash = &self.shared.leash;
-        leash.cpus().stop();
+        if let Err(e) = self.dump() {
+            tracing::warn!("{}", e.with_cause());
+        }
         if let Some(address) = &self.on_crash {
             tracing::warn!("the guest has died and is kept for gdb: target remote {address}");
             return true;
@@ -83,6 +88,15 @@ impl Server {
         leash.release();
         leash.cpus().allow(None);
         false
+    }
+
+    /// All CPUs stop, and the dump is written, if there is to be one.
+    fn dump(&self) -> Result<(), Error> {
+        let mut guest = Guest::stop(&self.shared.leash, self.ram.clone())?;
+        let Some(path) = &self.dump else { return Ok(()) };
+        guest.dump(path)?;
+        tracing::warn!("the guest has died: dump in {}", path.display());
+        Ok(())
     }
 
     /// Waits until somebody connects, or something else is to be looked at.
@@ -107,7 +121,7 @@ impl Server {
         match end {
             Ok(Ok(End::Killed)) => monitor::end(control),
             Ok(Ok(End::Detached | End::Ended)) => {}
-            Ok(Err(e)) => tracing::warn!("gdb is cut off: {e}"),
+            Ok(Err(e)) => tracing::warn!("gdb is cut off: {}", e.with_cause()),
             Err(panic) => {
                 tracing::warn!("{panic}");
                 leash.release();
@@ -119,7 +133,7 @@ impl Server {
 
     fn session(&self, client: OwnedFd) -> Result<End, Error> {
         let guest = Guest::stop(&self.shared.leash, self.ram.clone())?;
-        let monitor = Monitor { engine: self.engine, control: self.shared.control.clone() };
+        let monitor = Monitor { engine: self.engine, control: self.shared.control.clone(), dump: self.dump.clone() };
         let mut debugged = Debugged { guest, monitor };
         let end = session::serve(client, &mut debugged, &*self.shared);
         if !matches!(end, Ok(End::Killed)) {

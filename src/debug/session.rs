@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Error;
+use super::guest::Event;
 use super::target::{self, Debugged};
 
 /// Longest packet: gdb reads memory in pieces of half of it.
@@ -56,7 +57,12 @@ pub(super) fn serve(stream: OwnedFd, debugged: &mut Debugged, around: &dyn Aroun
                 gdb.interrupt_handled(debugged, Some(reason)).map_err(failed)?
             }
             GdbStubStateMachine::Running(mut gdb) => match debugged.guest.next_event()? {
-                Some(event) => gdb.report_stop(debugged, target::reason(event)).map_err(failed)?,
+                Some(event) => {
+                    if matches!(event, Event::Crash(_)) && debugged.monitor.dump.is_some() {
+                        tracing::warn!("the guest has died: {}", debugged.monitor.dump(&mut debugged.guest).trim());
+                    }
+                    gdb.report_stop(debugged, target::reason(event)).map_err(failed)?
+                }
                 None => match (gdb.borrow_conn().next(around)?, around.ended()) {
                     (Next::Byte(byte), _) => gdb.incoming_data(debugged, byte).map_err(failed)?,
                     (Next::Woken, Some(code)) => {
