@@ -8,6 +8,7 @@
 //! | [`runner`] | tests of kernels: plan, verdicts, reports |
 //! | [`run`] | a command in a machine of its own; running machines and how to reach them |
 //! | [`spec`] | what a machine shall be: flags, TOML file, library |
+//! | [`debug`] | gdb attached to a machine, core dumps of it |
 //! | [`agent`] | the host's side of the agent in the guest: commands, files, the end |
 //! | [`machine`] | building, running, pausing and ending a machine; verdicts |
 //! | [`kernel`] | finding kernels and their modules; what a kernel lacks; kept kernels |
@@ -32,6 +33,7 @@
 //! | main | builds the machine, then waits for its end, signals, the time limit | touches a device |
 //! | `vcpuN` | runs guest code, answers register accesses, (de)activates virtio devices | waits for I/O |
 //! | `devices` | one event loop: all device work that does not block | waits for anything but events |
+//! | `debug` | serves gdb, writes core dumps | |
 //! | `quota` | holds the vCPUs while they are ahead of their quota, where the kernel does not | |
 //! | one for each blocking device | an event loop of its own: synchronous disk I/O, shared directories | |
 //!
@@ -48,6 +50,7 @@ pub mod block;
 pub mod board;
 pub mod bus;
 pub mod cli;
+pub mod debug;
 pub mod devices;
 pub mod engine;
 pub mod firmware;

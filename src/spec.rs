@@ -3,6 +3,7 @@
 //! Nothing here touches the host; [`MachineSpec::validate`] finds what is wrong without opening a file.
 
 pub mod cpu_quota;
+mod debug;
 pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use cpu_quota::CpuQuota;
+pub use debug::DebugAddress;
 pub use trace::TraceSpec;
 
 use crate::arch::x86_64::level::CpuLevel;
@@ -78,6 +80,15 @@ pub struct MachineSpec {
     /// What is kept of the executed code; on the software CPU only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceSpec>,
+    /// Where gdb is awaited, before the first instruction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gdb: Option<DebugAddress>,
+    /// Where gdb is awaited when the guest kernel has panicked or a CPU has died.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "gdb-on-crash")]
+    pub gdb_on_crash: Option<DebugAddress>,
+    /// File that RAM and registers are written to then, as an ELF core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dump: Option<PathBuf>,
     /// Devices by kind.
     #[serde(flatten)]
     pub devices: DeviceTables,
@@ -103,6 +114,9 @@ impl Default for MachineSpec {
             deterministic: false,
             seed: None,
             trace: None,
+            gdb: None,
+            gdb_on_crash: None,
+            dump: None,
             devices: DeviceTables::default(),
         }
     }

@@ -10,6 +10,7 @@ use clap::{ArgMatches, Command};
 use serde::Serialize;
 
 use super::{Failure, device_flags, file_failure, json, machine_flags};
+use crate::debug::Debugger;
 use crate::engine::ExitStats;
 use crate::host::footprint;
 use crate::host::limits;
@@ -40,6 +41,7 @@ pub fn command() -> Command {
         .mut_arg("initrd", |arg| arg.short('i'))
         .args(device_flags::args())
         .args(machine_flags::course())
+        .args(machine_flags::debugging())
 }
 
 /// Boots, waits for the end and reports. The exit code is the verdict's.
@@ -61,15 +63,18 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let signals =
         Signals::receive(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map_err(Failure::failed)?;
     let machine = Machine::new(&spec).map_err(Failure::failed)?;
+    let debugger = Debugger::start(&machine, &spec).map_err(Failure::failed)?;
     footprint::give_back();
     let typed = (spec.deterministic && terminal::is_raw()).then_some(TYPED);
-    for notice in machine.notice().into_iter().chain(typed) {
+    let debug = debugger.iter().flat_map(Debugger::notices).map(String::as_str);
+    for notice in machine.notice().into_iter().chain(typed).chain(debug) {
         // The machine may have made the terminal raw.
         eprint!("belljar: {notice}{}", if terminal::is_raw() { "\r\n" } else { "\n" });
     }
     machine.start();
     let limit = spec.timeout.map(Duration::from_secs);
     let ending = Watch::new(&machine).limit(limit).signals(Some(&signals)).until_end();
+    drop(debugger);
     let timed = machine.control().timed();
     let verdict = Verdict::of(ending, machine.control());
     let ram_sha256 = spec.deterministic.then(|| machine.ram_sha256()).transpose().map_err(Failure::failed)?;

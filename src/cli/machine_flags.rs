@@ -10,7 +10,7 @@ use super::{Failure, device_flags, file_failure};
 use crate::arch::x86_64::level::CpuLevel;
 use crate::host::causes::causes;
 use crate::loader::Protocol;
-use crate::spec::{CpuQuota, EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
+use crate::spec::{CpuQuota, DebugAddress, EngineName, MachineSpec, Size, SpecError, TraceSpec, Transport, trace};
 
 /// Flags of the machine itself.
 pub fn machine() -> Vec<Arg> {
@@ -130,6 +130,27 @@ pub fn course() -> Vec<Arg> {
     ]
 }
 
+/// Flags for those who look into a guest from outside.
+pub fn debugging() -> Vec<Arg> {
+    vec![
+        Arg::new("gdb")
+            .long("gdb")
+            .value_name("PORT|unix:PATH")
+            .value_parser(|text: &str| text.parse::<DebugAddress>())
+            .help("Wait for gdb (on 127.0.0.1) before the first instruction"),
+        Arg::new("gdb-on-crash")
+            .long("gdb-on-crash")
+            .value_name("PORT|unix:PATH")
+            .value_parser(|text: &str| text.parse::<DebugAddress>())
+            .help("Keep a guest whose kernel panicked, or whose CPU died, for gdb"),
+        Arg::new("dump")
+            .long("dump")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Write RAM and registers of such a guest to FILE, for crash or gdb"),
+    ]
+}
+
 /// The text of the file that `--spec` names, if it is given, with its name for messages.
 pub fn spec_file(matches: &ArgMatches) -> Result<Option<(&Path, String)>, Failure> {
     let Some(path) = matches.get_one::<PathBuf>("spec") else { return Ok(None) };
@@ -168,6 +189,9 @@ pub fn apply(matches: &ArgMatches, spec: &mut MachineSpec) -> Result<(), Failure
         spec.trace = Some(TraceSpec::from_flag(text).map_err(Failure::usage)?);
     }
     spec.transport = *matches.get_one("transport").unwrap_or(&spec.transport);
+    spec.gdb = matches.get_one("gdb").cloned().or(spec.gdb.take());
+    spec.gdb_on_crash = matches.get_one("gdb-on-crash").cloned().or(spec.gdb_on_crash.take());
+    spec.dump = given("dump").or(spec.dump.take());
     spec.timeout = matches.get_one("timeout").copied().or(spec.timeout);
     device_flags::apply(matches, spec).map_err(Failure::usage)
 }

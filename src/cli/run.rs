@@ -41,6 +41,7 @@ pub fn command() -> Command {
         .args(device_flags::args())
         .args(run_flags::limits())
         .args(machine_flags::course())
+        .args(machine_flags::debugging())
         .args(end_args())
         .arg(command_flags::words("The command and its arguments [default: a shell]"))
 }

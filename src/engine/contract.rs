@@ -22,7 +22,7 @@ pub(super) const AP_CODE: u64 = 0x6000;
 pub(super) const GDT: u64 = 0x8000;
 pub(super) const IDT: u64 = 0x9000;
 const IDT_POINTER: u64 = 0xa000;
-const HANDLER: u64 = 0xb000;
+pub(super) const HANDLER: u64 = 0xb000;
 pub(super) const STACK: u64 = 0xf000;
 pub(super) const PAGE_TABLES: u64 = 0x2_0000;
 /// Not RAM.

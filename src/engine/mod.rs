@@ -10,6 +10,7 @@
 #[cfg(test)]
 pub mod contract;
 mod crash;
+pub mod debug;
 #[cfg(test)]
 pub mod guests;
 pub mod kvm;
@@ -150,6 +151,10 @@ pub trait Vcpu: Send {
     fn trace(&mut self, _trace: Trace) -> bool {
         false
     }
+    /// Stops it for a debugger, if the engine can.
+    fn debugging(&mut self) -> Option<&mut dyn debug::Debugging> {
+        None
+    }
 }
 
 /// Interrupts a running vCPU.
@@ -179,8 +184,8 @@ pub enum Exit {
     Shutdown(String),
     /// The guest asked the CPU to reset.
     Reset,
-    /// A debug event.
-    Debug,
+    /// What its debugger wanted has come.
+    Debug(debug::Stop),
     /// The engine cannot go on with this guest; registers, code bytes and why.
     Crashed(String),
 }

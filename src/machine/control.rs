@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::devices::{GuestEvent, Notify};
 use crate::host::event_loop::Failed;
+use crate::machine::leash::Leash;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub struct Control {
     panic_message: OnceLock<String>,
     crash_kernel: AtomicBool,
     timed: AtomicBool,
+    leash: OnceLock<Arc<Leash>>,
     wake: OwnedFd,
 }
 
@@ -54,6 +57,7 @@ impl Control {
             panic_message: OnceLock::new(),
             crash_kernel: AtomicBool::new(false),
             timed: AtomicBool::new(false),
+            leash: OnceLock::new(),
             wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         }))
     }
@@ -62,9 +66,34 @@ impl Control {
     pub fn end(&self, ending: Ending) {
         let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
+            let dies = matches!(ending, Ending::CpuDied(_));
             *first = Some(ending);
+            if let Some(leash) = self.leash().filter(|_| dies) {
+                leash.crashed();
+            }
             self.wake();
         }
+    }
+
+    /// A debugger has the machine, before it starts.
+    pub(crate) fn set_leash(&self, leash: Arc<Leash>) {
+        // Only one can be started for a machine.
+        let _ = self.leash.set(leash);
+    }
+
+    /// What a debugger has the machine by, if there is one.
+    pub(crate) fn leash(&self) -> Option<&Arc<Leash>> {
+        self.leash.get()
+    }
+
+    /// When a time limit that was to be reached at `at` is reached: a debugger makes it later. None while one is attached.
+    pub fn extend(&self, at: Instant) -> Option<Instant> {
+        self.leash().map_or(Some(at), |leash| leash.extend(at))
+    }
+
+    /// Whether a debugger still looks at a guest that died.
+    pub(super) fn is_held(&self) -> bool {
+        self.leash().is_some_and(|leash| leash.holds())
     }
 
     /// Whether the machine ends.
@@ -148,6 +177,7 @@ impl Control {
     /// A guest can say so as often as it likes: only the first time wakes the main thread.
     fn on_panic(&self) {
         if !self.panicked.swap(true, Ordering::AcqRel) {
+            self.leash().into_iter().for_each(|leash| leash.crashed());
             self.wake();
         }
     }

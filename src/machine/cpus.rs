@@ -1,8 +1,9 @@
 //! The vCPU threads: each owns one vCPU and runs it until the machine pauses or stops.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -97,17 +98,13 @@ impl Cpus {
         work: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
         let cpu = self.threads.get(index).ok_or(NoAnswer(index))?;
-        let (answer, answered) = channel();
-        let request: Request = Box::new(move |vcpu| {
-            // The asker may have given up waiting.
-            let _ = answer.send(work(vcpu));
-        });
-        lock(&cpu.mailbox).as_mut().ok_or(NoAnswer(index))?.push(request);
-        // With the lock taken once, a parked thread has either seen the request or is waiting for the notification.
-        drop(lock(&self.gate.state));
-        self.gate.changed.notify_all();
-        cpu.kicker.kick();
-        answered.recv_timeout(ANSWER).map_err(|_: RecvTimeoutError| NoAnswer(index))
+        ask(&self.gate, &cpu.mailbox, cpu.kicker.as_ref(), work).ok_or(NoAnswer(index))
+    }
+
+    /// Reaches the vCPUs from other threads, however long this lives.
+    pub(crate) fn remote(&self) -> Remote {
+        let cpus = self.threads.iter().map(|cpu| (cpu.kicker.clone(), cpu.mailbox.clone()));
+        Remote { gate: self.gate.clone(), cpus: cpus.collect() }
     }
 
     /// Exits to user space of all vCPUs.
@@ -199,6 +196,73 @@ impl Drop for Held<'_> {
     }
 }
 
+/// Runs `work` on the thread of a vCPU.
+fn ask<T: Send + 'static>(
+    gate: &Gate,
+    mailbox: &Mailbox,
+    kicker: &dyn Kicker,
+    work: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+) -> Option<T> {
+    let (answer, answered) = channel();
+    let request: Request = Box::new(move |vcpu| {
+        // The asker may have given up waiting.
+        let _ = answer.send(work(vcpu));
+    });
+    lock(mailbox).as_mut()?.push(request);
+    // With the lock taken once, a parked thread has either seen the request or is waiting for the notification.
+    drop(lock(&gate.state));
+    gate.changed.notify_all();
+    kicker.kick();
+    answered.recv_timeout(ANSWER).ok()
+}
+
+/// The vCPUs for a debugger: it says which may run, beside [`Cpus::pause`] and [`Holder`].
+pub(crate) struct Remote {
+    gate: Arc<Gate>,
+    cpus: Vec<(Arc<dyn Kicker>, Arc<Mailbox>)>,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("count", &self.cpus.len()).finish_non_exhaustive()
+    }
+}
+
+impl Remote {
+    /// Number of vCPUs.
+    pub(crate) fn count(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// As [`Cpus::with`].
+    pub(crate) fn with<T: Send + 'static>(
+        &self,
+        index: usize,
+        work: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> Result<T, NoAnswer> {
+        let (kicker, mailbox) = self.cpus.get(index).ok_or(NoAnswer(index))?;
+        ask(&self.gate, mailbox, kicker.as_ref(), work).ok_or(NoAnswer(index))
+    }
+
+    /// Lets only these run, or all.
+    pub(crate) fn allow(&self, only: Option<BTreeSet<usize>>) {
+        lock(&self.gate.state).only = only;
+        self.gate.changed.notify_all();
+    }
+
+    /// All vCPUs stop after their next instructions. Does not wait for it.
+    pub(super) fn brake(&self) {
+        self.allow(Some(BTreeSet::new()));
+        self.cpus.iter().for_each(|(kicker, _)| kicker.kick());
+    }
+
+    /// All vCPUs stop; returns when none executes guest code.
+    pub(crate) fn stop(&self) {
+        self.brake();
+        self.gate.wait_all_parked(self.cpus.len());
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Mode {
     #[default]
@@ -220,7 +284,15 @@ struct GateState {
     mode: Mode,
     /// Nobody may run, whatever the mode; see [`Holder`].
     held: bool,
+    /// Nobody but these may run, if a debugger says so; see [`Remote`].
+    only: Option<BTreeSet<usize>>,
     parked: usize,
+}
+
+impl GateState {
+    fn lets(&self, index: usize) -> bool {
+        self.mode == Mode::Run && !self.held && self.only.as_ref().is_none_or(|only| only.contains(&index))
+    }
 }
 
 impl Gate {
@@ -238,7 +310,8 @@ impl Gate {
         let state = lock(&self.state);
         let limit = Instant::now() + ANSWER;
         let wait = self.changed.wait_timeout_while(state, limit.saturating_duration_since(Instant::now()), |state| {
-            state.parked < count && state.mode == Mode::Pause
+            let stops = state.mode == Mode::Pause || state.only.is_some();
+            state.parked < count && stops && state.mode != Mode::Stop
         });
         if wait.is_ok_and(|(_, timeout)| timeout.timed_out()) {
             tracing::error!("a vCPU does not pause");
@@ -264,9 +337,10 @@ struct Runner {
 impl Runner {
     /// All that the thread does. A panic ends the machine at once; whoever waits for this CPU then finds it parked.
     fn run(self, vcpu: Box<dyn Vcpu>) {
-        if let Err(what) = contain(&format!("the thread of vCPU {}", self.index), || self.run_until_stop(vcpu)) {
+        let end = contain(&format!("the thread of vCPU {}", self.index), || self.run_until_stop(vcpu));
+        *lock(&self.mailbox) = None;
+        if let Err(what) = end {
             self.control.end(Ending::Failed(what));
-            *lock(&self.mailbox) = None;
             if !self.parked.get() {
                 lock(&self.gate.state).parked += 1;
             }
@@ -282,7 +356,11 @@ impl Runner {
             self.control.end(match vcpu.run(self.io.as_ref()) {
                 // Whoever ended the machine from within an access to a device wants no instruction more.
                 Ok(Exit::Kicked) if self.control.has_ended() => return self.park(vcpu.as_mut()),
-                Ok(Exit::Kicked | Exit::Debug) => continue,
+                Ok(Exit::Kicked) => continue,
+                Ok(Exit::Debug(stop)) => {
+                    self.control.leash().into_iter().for_each(|leash| leash.stopped(self.index, stop));
+                    continue;
+                }
                 Ok(Exit::Reset) => Ending::Reset,
                 Ok(Exit::Crashed(report) | Exit::Shutdown(report)) => Ending::CpuDied(report),
                 // Engines of ours wait for interrupts themselves; one that does not has nothing left to wake this CPU.
@@ -308,7 +386,7 @@ impl Runner {
                 drop(state);
                 requests.into_iter().for_each(|request| request(vcpu));
                 state = lock(&self.gate.state);
-            } else if state.mode == Mode::Stop || (state.mode == Mode::Run && able && !state.held) {
+            } else if state.mode == Mode::Stop || (able && state.lets(self.index)) {
                 state.parked -= usize::from(self.parked.take());
                 return state.mode == Mode::Run;
             } else {
@@ -330,7 +408,7 @@ mod tests {
     use crate::engine::{IoAddr, Result};
     use std::sync::atomic::AtomicBool;
 
-    /// Runs until kicked, or ends with the exit it was given; panics for `Exit::Debug`.
+    /// Runs until kicked, or ends with the exit it was given; panics for `Exit::Reset`.
     struct Fake {
         kicked: Arc<FakeKicker>,
         runs: Arc<AtomicU64>,
@@ -362,7 +440,7 @@ mod tests {
             self.kicked.clone()
         }
         fn run(&mut self, _: &dyn CpuIo) -> Result<Exit> {
-            if self.exit == Some(Exit::Debug) {
+            if self.exit == Some(Exit::Reset) {
                 panic!("a panic that this test wants");
             }
             if let Some(exit) = self.exit.take() {
@@ -462,7 +540,7 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_machine_at_once_and_nobody_waits_for_the_thread() {
-        let (mut cpus, _, control) = start(vec![Some(Exit::Debug), None]);
+        let (mut cpus, _, control) = start(vec![Some(Exit::Reset), None]);
         cpus.resume();
         wait_for(|| control.has_ended());
         let Some(Ending::Failed(what)) = control.ending() else { panic!("{:?}", control.ending()) };

@@ -6,6 +6,7 @@ pub mod control;
 pub mod cpus;
 mod first_output;
 mod in_step;
+pub(crate) mod leash;
 mod placement;
 pub mod quota;
 pub mod verdict;
@@ -138,6 +139,11 @@ impl Machine {
     /// How the machine is told to end.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    /// RAM.
+    pub(crate) fn ram(&self) -> &mem::Ram {
+        &self.parts.ram
     }
 
     /// The CPUs.

@@ -89,24 +89,29 @@ impl<'a> Watch<'a> {
         loop {
             self.companion_deadline = self.companion.as_mut().and_then(|companion| companion.look());
             self.wait();
-            if let Some(ending) = self.machine.control().ending() {
+            let control = self.machine.control();
+            let died = |ending: &Ending| matches!(ending, Ending::CpuDied(_));
+            if let Some(ending) = control.ending().filter(|ending| !(died(ending) && control.is_held())) {
                 return ending;
             }
             while let Some(signal) = self.signals.and_then(Signals::next) {
-                if !self.companion.as_mut().is_some_and(|companion| companion.signal(signal)) {
+                if control.has_ended() {
+                    self.let_go();
+                } else if !self.companion.as_mut().is_some_and(|companion| companion.signal(signal)) {
                     self.handle(signal);
                 }
             }
             self.check_deadlines();
-            if self.idle.is_halted(self.machine) {
+            if !self.is_debugged() && self.idle.is_halted(self.machine) {
                 self.machine.control().end(Ending::Halted);
             }
         }
     }
 
     fn wait(&self) {
-        let next = [self.deadline, self.panic_deadline, self.hang_up_deadline, self.companion_deadline];
-        let next = next.into_iter().flatten().min();
+        let limits = [self.deadline, self.panic_deadline].into_iter().flatten();
+        let limits = limits.flat_map(|at| self.machine.control().extend(at));
+        let next = limits.chain(self.hang_up_deadline).chain(self.companion_deadline).min();
         let until = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
         let timeout = Timespec { tv_sec: until.as_secs() as i64, tv_nsec: until.subsec_nanos().into() };
         let control = self.machine.control();
@@ -132,18 +137,31 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// A debugger is attached, or looks at a guest that died: nothing is to be made of CPUs that stand still.
+    fn is_debugged(&self) -> bool {
+        let control = self.machine.control();
+        control.is_held() || control.extend(Instant::now()).is_none()
+    }
+
+    /// A dead guest is kept for its debugger no longer.
+    fn let_go(&self) {
+        self.machine.control().leash().into_iter().for_each(|leash| leash.release());
+    }
+
     fn check_deadlines(&mut self) {
         let now = Instant::now();
         let control = self.machine.control();
-        if self.deadline.is_some_and(|at| now >= at) {
+        let passed = |at| control.extend(at).is_some_and(|at| now >= at);
+        if self.deadline.is_some_and(passed) {
             control.end(Ending::TimedOut);
+            self.let_go();
         }
         if self.hang_up_deadline.is_some_and(|at| now >= at) {
             control.end(Ending::Stopped(Some(libc::SIGHUP)));
         }
-        if control.panicked() && !control.crash_kernel() {
+        if control.panicked() && !control.crash_kernel() && !control.is_held() {
             let at = *self.panic_deadline.get_or_insert(now + AFTER_PANIC);
-            if now >= at {
+            if passed(at) {
                 control.comes_at_a_time();
                 control.end(Ending::Halted);
             }

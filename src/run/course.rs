@@ -26,6 +26,7 @@ use super::spec::RunSpec;
 use super::steward::Steward;
 use super::{Error, assemble, verdict};
 use crate::agent::{self, Agent, Io, Outcome, Size};
+use crate::debug::Debugger;
 use crate::devices::console_output::ConsoleWatcher;
 use crate::host::clock;
 use crate::host::signal::Signals;
@@ -38,6 +39,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// A machine that is about to run a command, or does.
 pub struct Run {
+    debugger: Option<Debugger>,
     machine: Machine,
     guest: Arc<Guest>,
     session: Option<Session>,
@@ -78,6 +80,7 @@ impl Run {
         let console = Arc::new(LastOutput::default());
         let builder = Machine::builder(&machine_spec).initrd(initramfs).watch_consoles(console.clone());
         let machine = watchers.into_iter().fold(builder, MachineBuilder::watch_consoles).build()?;
+        let debugger = Debugger::start(&machine, &machine_spec)?;
         let guest = Arc::new(Guest::new(machine.control().clone(), console));
         let server = Server::start(&home.file(registry::CONTROL), guest.clone());
         let kernel = KernelReport {
@@ -87,6 +90,7 @@ impl Run {
         };
         let mut notices = prepared.notices;
         notices.extend(machine.notice().map(str::to_string));
+        notices.extend(debugger.iter().flat_map(Debugger::notices).cloned());
         Ok(Self {
             session: Some(Session {
                 guest: guest.clone(),
@@ -97,6 +101,7 @@ impl Run {
             }),
             _server: server.map_err(|e| Error::Host("listen for other commands", e))?,
             spec: spec.clone(),
+            debugger,
             machine,
             guest,
             kernel,
@@ -235,6 +240,7 @@ impl Running {
         let ending = watch.until_end();
         let control = run.machine.control().clone();
         let numbers = Numbers::of(&run.machine);
+        drop(run.debugger);
         // Closes the channel, so that the session ends too.
         drop(run.machine);
         let limit = Instant::now() + LAST_OUTPUT;

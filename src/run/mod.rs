@@ -62,6 +62,7 @@ pub use verdict::of_command as verdict_of;
 pub use volume::Volume;
 
 use crate::agent::{self, Input, Io, Output as Stream};
+use crate::debug;
 use crate::kernel;
 use crate::loader::initramfs;
 use crate::machine;
@@ -83,6 +84,8 @@ pub enum Error {
     Registry(#[from] registry::Error),
     #[error(transparent)]
     Agent(#[from] agent::Error),
+    #[error(transparent)]
+    Debug(#[from] debug::Error),
     #[error("Kernel {kernel}: {what}")]
     Lacks { kernel: String, what: String },
     #[error(

@@ -43,7 +43,7 @@ impl<'a> Steward<'a> {
 
     /// Ends the machine with `ending` if `at` has come; else that is when to look again.
     fn end_at(&self, at: Option<Instant>, ending: Ending) -> Option<Instant> {
-        match at {
+        match at.and_then(|at| self.guest.control().extend(at)) {
             Some(at) if Instant::now() >= at => {
                 self.guest.control().end(ending);
                 None
@@ -55,7 +55,8 @@ impl<'a> Steward<'a> {
     fn idle_deadline(&self) -> Option<Instant> {
         let limit = Duration::from_secs(self.idle?);
         let silence = self.guest.silence()?;
-        Instant::now().checked_add(limit.saturating_sub(silence))
+        let since = Instant::now().checked_sub(silence)?;
+        since.checked_add(limit)
     }
 }
 

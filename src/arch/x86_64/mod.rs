@@ -7,3 +7,4 @@ pub mod level;
 pub mod msr;
 pub mod paging;
 pub mod state;
+pub mod walk;

@@ -6,6 +6,7 @@
 //! on after a fault.
 
 mod breakpoints;
+mod debugger;
 mod exceptions;
 mod interrupts;
 mod modes;
@@ -59,14 +60,14 @@ type Asm = std::result::Result<(), IcedError>;
 
 /// Runs every guest; panics name the one that failed.
 pub fn run_all(engine: &dyn Engine) {
-    let breakpoints = if engine.name() == "kvm" && host_is_tcg() {
+    let (breakpoints, watching) = if engine.name() == "kvm" && host_is_tcg() {
         println!("kvm: NOT RUN: breakpoints, of which QEMU's emulation of SVM dies");
-        &[][..]
+        (&[][..], &[][..])
     } else {
-        breakpoints::TESTS
+        (breakpoints::TESTS, debugger::WATCHING)
     };
     let files =
-        [breakpoints, exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
+        [breakpoints, watching, debugger::TESTS, exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
     for (name, test) in files.into_iter().flatten() {
         println!("{}: {name}", engine.name());
         test(engine);

@@ -5,6 +5,7 @@
 
 mod convert;
 mod crash;
+mod debugger;
 mod msi;
 pub mod probe;
 mod vcpu;

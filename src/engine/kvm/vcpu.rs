@@ -17,6 +17,7 @@ use super::{NAME, convert, crash, host};
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::msr;
 use crate::arch::x86_64::state::{Activity, CpuState, Registers};
+use crate::engine::debug::{Debugging, Wanted};
 use crate::engine::{CpuIo, Error, Exit, ExitCounters, IoAddr, Kicker, Result, Vcpu};
 use crate::host::signal;
 use crate::mem::Ram;
@@ -26,9 +27,11 @@ const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 
 /// A KVM vCPU.
 pub struct KvmVcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     index: u32,
     ram: Ram,
+    /// What a debugger wants.
+    pub(super) wanted: Wanted,
     kicker: Arc<KvmKicker>,
     counters: Arc<ExitCounters>,
     late_writes: Option<Arc<Mutex<()>>>,
@@ -41,7 +44,7 @@ impl KvmVcpu {
         }
         let run: *mut kvm_run = fd.get_kvm_run();
         let kicker = Arc::new(KvmKicker(Mutex::new(Some(Target { run, thread: None }))));
-        Ok(Self { fd, index, ram, kicker, counters: Arc::default(), late_writes })
+        Ok(Self { fd, index, ram, wanted: Wanted::default(), kicker, counters: Arc::default(), late_writes })
     }
 
     /// String I/O is several accesses to one port: KVM hands over all elements at once.
@@ -274,7 +277,11 @@ impl Vcpu for KvmVcpu {
                     return Ok(Exit::Shutdown(crash::report(&self.fd, self.index, &self.ram, "triple fault")));
                 }
                 Ok(VcpuExit::SystemEvent(..)) => return Ok(Exit::Reset),
-                Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
+                Ok(VcpuExit::Debug(exit)) => {
+                    if let Some(stop) = self.stop(&exit)? {
+                        return Ok(Exit::Debug(stop));
+                    }
+                }
                 Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => self.count(|c| &c.other),
                 Ok(VcpuExit::InternalError) => return Ok(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
@@ -305,6 +312,10 @@ impl Vcpu for KvmVcpu {
 
     fn counters(&self) -> Arc<ExitCounters> {
         self.counters.clone()
+    }
+
+    fn debugging(&mut self) -> Option<&mut dyn Debugging> {
+        Some(self)
     }
 }
 

@@ -8,7 +8,7 @@
 //!   which the guest can see by the accessed bit, must not depend on that either.
 //! - Devices interrupt only while this vCPU waits for them (`machine/in_step.rs`).
 //!
-//! Breakpoints on instructions are found here too, since each block is looked at before it is executed.
+//! Breakpoints on instructions, the guest's and a debugger's, are found here too, since each block is looked at before it is executed.
 //!
 //! Its price is nothing where it is not used: the usual loop does not know of it.
 
@@ -27,6 +27,7 @@ impl Cpu {
         let mut budget = BLOCKS_PER_LOOK;
         loop {
             self.bury();
+            self.meet_debugger()?;
             self.meet_code()?;
             let block = self.find_block()?;
             // SAFETY: `find_block` returned it just now, and `bury` is not called before it was executed.
@@ -34,7 +35,7 @@ impl Cpu {
             if self.tracer.is_some() {
                 self.trace_block(block, stepping);
             }
-            if stepping || self.may_meet_code(block) {
+            if stepping || self.may_meet_code(block) || self.may_meet_debugger(block) {
                 return self.step_armed();
             }
             let left = self.execute(block);

@@ -10,6 +10,7 @@ use super::code::block::CodeCache;
 use super::code::features::Features;
 use super::code::op::{Op, Seg};
 use super::cpuid::Cpuid;
+use super::debugger::Debugger;
 use super::fault::{self, Break, Fault};
 use super::flags::{Flags, rflags};
 use super::memory::tlb::Tlb;
@@ -169,6 +170,8 @@ pub(super) struct Cpu {
     pub(super) random: Option<Seeded>,
     /// Breakpoints.
     pub(super) armed: Armed,
+    /// What a debugger outside of the guest wants.
+    pub(super) debugger: Debugger,
     /// What is kept of executed code.
     pub(super) tracer: Option<Box<Tracer>>,
     /// Blocks are executed by `careful.rs`.
@@ -213,6 +216,7 @@ impl Cpu {
             entropy: Entropy::default(),
             random,
             armed: Armed::default(),
+            debugger: Debugger::default(),
             tracer: None,
             careful,
         }

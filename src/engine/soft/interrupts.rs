@@ -26,7 +26,7 @@ impl Cpu {
             return Some(Exit::Kicked);
         }
         // Nothing comes between STI or MOV SS and the instruction after it.
-        if !self.shadow && attention.take(attention::INTERRUPT) != 0 {
+        if !self.shadow && !self.steps_for_debugger() && attention.take(attention::INTERRUPT) != 0 {
             return self.take_interrupts();
         }
         None

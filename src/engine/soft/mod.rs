@@ -13,6 +13,7 @@ mod clock;
 mod code;
 mod cpu;
 mod cpuid;
+mod debugger;
 #[cfg(test)]
 mod differential;
 mod exec;

@@ -12,6 +12,7 @@ use super::flags::rflags;
 use super::system::event::Event;
 use crate::arch::x86_64::state::Activity;
 use crate::engine::Exit;
+use crate::engine::debug::Stop;
 
 /// Blocks after which the time is looked at, for timers: some thousand instructions.
 pub(super) const BLOCKS_PER_LOOK: u32 = 256;
@@ -43,15 +44,22 @@ impl Cpu {
                 if let Some(exit) = self.wait(&attention) {
                     return exit;
                 }
+                if self.debugger.wanted.step {
+                    return Exit::Debug(Stop::Step);
+                }
                 continue;
             }
-            let stepping = self.shadow || self.system.rflags & rflags::TF != 0;
+            let one = self.debugger.wanted.step;
+            let stepping = one || self.shadow || self.system.rflags & rflags::TF != 0;
             let step = match stepping {
-                _ if self.careful || self.armed.code => self.run_carefully(&attention, stepping),
+                _ if self.careful || self.armed.code || self.debugger.looks => self.run_carefully(&attention, stepping),
                 true => self.step_armed(),
                 false => self.run_blocks(&attention),
             };
-            let event = if step == Err(Break::Fault) { Some(self.fault) } else { self.take_met() };
+            let (event, watched) = match step {
+                Err(Break::Fault) => (Some(self.fault), None),
+                _ => (self.take_met(), self.take_watched()),
+            };
             if let Some(fault) = event
                 && let Some(exit) = self.raise_event(Event::Exception(fault))
             {
@@ -61,6 +69,9 @@ impl Cpu {
                 Some(Exit::Halted) => self.system.activity = Activity::Halted,
                 Some(exit) => return exit,
                 None => {}
+            }
+            if let Some(exit) = watched.or(one.then_some(Exit::Debug(Stop::Step))) {
+                return exit;
             }
         }
     }

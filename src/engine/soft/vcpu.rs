@@ -12,6 +12,7 @@ use super::shared::IoPointer;
 use super::trace::Tracer;
 use crate::arch::x86_64::cpuid::CpuidTable;
 use crate::arch::x86_64::state::CpuState;
+use crate::engine::debug::Debugging;
 use crate::engine::{CpuIo, Exit, ExitCounters, Kicker, Result, Trace, Vcpu};
 
 /// A software vCPU.
@@ -64,6 +65,10 @@ impl Vcpu for SoftVcpu {
         self.0.tracer = Some(Box::new(Tracer::new(trace)));
         self.0.careful = true;
         true
+    }
+
+    fn debugging(&mut self) -> Option<&mut dyn Debugging> {
+        Some(&mut *self.0)
     }
 }
 

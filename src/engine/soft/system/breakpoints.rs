@@ -3,6 +3,8 @@
 //! While none is armed they cost nothing but a look at a flag on ways that are slow anyway. Pages with a data breakpoint
 //! are never among the cached translations, so that every access to them takes the slow way, which asks here. Breakpoints on
 //! instructions make the run loop the careful one (`careful.rs`), which looks at each block before it executes it.
+//!
+//! The watchpoints of a debugger outside of the guest (`debugger.rs`) are found in the same way, and told elsewhere.
 
 use super::debug::DR6_BREAKPOINTS;
 use crate::engine::soft::code::block::Block;
@@ -25,14 +27,18 @@ pub(in crate::engine::soft) struct Armed {
     pub(in crate::engine::soft) data: bool,
     /// On ports.
     ports: bool,
-    /// Data and port breakpoints that the instruction under way met, a bit each as in DR6.
+    /// Data and port breakpoints that the instruction under way met: a bit each as in DR6, and those of the debugger's
+    /// watchpoints from [`DEBUGGER`] on.
     pub(in crate::engine::soft) met: u64,
 }
+
+/// Bit number of the debugger's first watchpoint.
+pub(in crate::engine::soft) const DEBUGGER: u32 = 16;
 
 /// An armed breakpoint.
 #[derive(Debug, Clone, Copy)]
 struct Breakpoint {
-    /// Its bit in DR6.
+    /// Its bit in [`Armed::met`].
     bit: u64,
     kind: u64,
     start: u64,
@@ -46,6 +52,18 @@ impl Breakpoint {
 }
 
 impl Cpu {
+    /// The guest's, and those of the debugger.
+    fn all_breakpoints(&self) -> impl Iterator<Item = Breakpoint> {
+        let watchpoints = (DEBUGGER..).zip(&self.debugger.wanted.watchpoints);
+        let watchpoints = watchpoints.map(|(bit, watchpoint)| Breakpoint {
+            bit: 1 << bit,
+            kind: watchpoint.dr7_fields() & 3,
+            start: watchpoint.at,
+            len: watchpoint.len.into(),
+        });
+        self.breakpoints().chain(watchpoints)
+    }
+
     fn breakpoints(&self) -> impl Iterator<Item = Breakpoint> {
         let (dr7, ports) = (self.system.dr7, self.system.cr4 & cr4::DE != 0);
         (0..).zip(self.system.breakpoints).filter_map(move |(number, at)| {
@@ -56,7 +74,7 @@ impl Cpu {
         })
     }
 
-    /// After a change of debug registers or CR4.DE: what is armed now.
+    /// After a change of debug registers, CR4.DE or what the debugger wants: what is armed now.
     pub(in crate::engine::soft) fn breakpoints_changed(&mut self) {
         let before = std::mem::take(&mut self.armed);
         let mut armed = Armed { met: before.met, ..Armed::default() };
@@ -67,6 +85,7 @@ impl Cpu {
                 _ => armed.data = true,
             }
         }
+        armed.data |= self.debugger.watches_data();
         self.armed = armed;
         if before.data || armed.data {
             self.tlb.flush();
@@ -76,7 +95,7 @@ impl Cpu {
     /// Whether the page of linear `at` has a data breakpoint, so that its translation must not be cached.
     #[cold]
     pub(in crate::engine::soft) fn watches_page(&self, at: u64) -> bool {
-        self.breakpoints().any(|breakpoint| breakpoint.kind & WRITES != 0 && breakpoint.start >> 12 == at >> 12)
+        self.all_breakpoints().any(|breakpoint| breakpoint.kind & WRITES != 0 && breakpoint.start >> 12 == at >> 12)
     }
 
     /// An instruction accesses data. If there is a breakpoint, #DB comes after it.
@@ -94,7 +113,7 @@ impl Cpu {
     }
 
     fn meets(&mut self, at: u64, len: u64, counts: impl Fn(&Breakpoint) -> bool) {
-        let met = self.breakpoints().filter(|breakpoint| counts(breakpoint) && breakpoint.overlaps(at, len));
+        let met = self.all_breakpoints().filter(|breakpoint| counts(breakpoint) && breakpoint.overlaps(at, len));
         let met = met.fold(0, |met, breakpoint| met | breakpoint.bit);
         if met != 0 {
             self.armed.met |= met;
@@ -105,7 +124,7 @@ impl Cpu {
 
     /// The #DB for what the instruction before met, if its time has come.
     pub(in crate::engine::soft) fn take_met(&mut self) -> Option<Fault> {
-        if self.armed.met == 0 || self.shadow {
+        if self.armed.met & DR6_BREAKPOINTS == 0 || self.shadow {
             return None;
         }
         Some(self.debug_exception())
@@ -113,7 +132,8 @@ impl Cpu {
 
     /// A #DB that says what was met.
     pub(in crate::engine::soft) fn debug_exception(&mut self) -> Fault {
-        let met = std::mem::take(&mut self.armed.met);
+        let met = self.armed.met & DR6_BREAKPOINTS;
+        self.armed.met &= !DR6_BREAKPOINTS;
         if met != 0 {
             self.system.dr6 = self.system.dr6 & !DR6_BREAKPOINTS | met;
         }
@@ -149,7 +169,7 @@ impl Cpu {
     }
 
     /// Linear address of the next instruction; within a segment without regard to its limit.
-    fn linear_ip(&self) -> u64 {
+    pub(in crate::engine::soft) fn linear_ip(&self) -> u64 {
         let base = self.seg_base.get(Seg::Cs as usize).copied().unwrap_or(0);
         if self.is_64() { self.rip } else { base.wrapping_add(self.rip) & 0xffff_ffff }
     }
