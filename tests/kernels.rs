@@ -65,7 +65,7 @@ fn modules_load_in_the_order_in_which_they_are_found() {
     }
     let modules = kernel.modules(&WANTED).unwrap();
     for (number, module) in modules.iter().enumerate() {
-        archive.file(&format!("/modules/{number:03}-{}.ko", module.name), 0o644, &module.data).unwrap();
+        archive.file(format!("/modules/{number:03}-{}.ko", module.name), 0o644, &module.data).unwrap();
     }
     let archive = archive.finish().unwrap();
     let script =

@@ -42,6 +42,7 @@ pub fn command() -> Command {
         .args(device_flags::args())
         .args(run_flags::limits())
         .arg(machine_flags::timeout())
+        .args(machine_flags::debugging())
         .arg(command_flags::words("The command that is the test, and its arguments"))
 }
 
@@ -71,6 +72,10 @@ fn test(matches: &ArgMatches) -> Result<u8, Failure> {
         // Nobody reads any more: that is all right.
         let _ = cells.iter().try_for_each(|cell| writeln!(std::io::stdout(), "{}", cell.id));
         return Ok(0);
+    }
+    let debugging = ["gdb", "gdb-on-crash", "dump"].into_iter().find(|flag| matches.contains_id(flag));
+    if let Some(flag) = debugging.filter(|_| cells.len() != 1) {
+        return Err(Failure::usage(ForOneTest(flag, cells.len())));
     }
     // Opened first: what was a long run should not end with the news that its result cannot be kept.
     let outputs = Outputs::create(matches)?;
@@ -160,6 +165,10 @@ struct TwoPlans(PathBuf);
 #[derive(Debug, thiserror::Error)]
 #[error("{}: there is no such file; give the tests with --config FILE, or one test: a command after --, or --kunit", .0.display())]
 struct NoPlan(PathBuf);
+
+#[derive(Debug, thiserror::Error)]
+#[error("--{0} is for one test, and these are {1}; choose it with --filter")]
+struct ForOneTest(&'static str, usize);
 
 #[derive(Debug, thiserror::Error)]
 #[error("--kernel: the file names several kernels; choose among them with --filter")]

@@ -82,8 +82,11 @@ fn register(feature: &'static str, name: &str, bytes: usize, kind: &'static str,
     Register { name: name.into(), bytes, kind, feature, place, at: 0 }
 }
 
+/// Where a register is in the state.
+type Of<T> = fn(&mut CpuState) -> &mut T;
+
 fn general() -> Vec<Register> {
-    let quads: [(_, _, fn(&mut CpuState) -> &mut u64); 17] = [
+    let quads: [(_, _, Of<u64>); 17] = [
         ("rax", "int64", |s| &mut s.regs.rax),
         ("rbx", "int64", |s| &mut s.regs.rbx),
         ("rcx", "int64", |s| &mut s.regs.rcx),
@@ -102,7 +105,7 @@ fn general() -> Vec<Register> {
         ("r15", "int64", |s| &mut s.regs.r15),
         ("rip", "code_ptr", |s| &mut s.regs.rip),
     ];
-    let selectors: [(_, fn(&mut CpuState) -> &mut u16); 6] = [
+    let selectors: [(_, Of<u16>); 6] = [
         ("cs", |s| &mut s.system.cs.selector),
         ("ss", |s| &mut s.system.ss.selector),
         ("ds", |s| &mut s.system.ds.selector),

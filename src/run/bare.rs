@@ -6,6 +6,7 @@ use super::Error;
 use super::prepare::consoles;
 use super::report::{KernelReport, Numbers, Stages};
 use super::spec::RunSpec;
+use crate::debug::Debugger;
 use crate::devices::console_output::ConsoleWatcher;
 use crate::kernel;
 use crate::machine::verdict::Verdict;
@@ -15,6 +16,8 @@ use crate::machine::{Control, Machine};
 /// A machine that has a kernel and nothing else.
 #[derive(Debug)]
 pub struct Bare {
+    /// Goes before the machine.
+    debugger: Option<Debugger>,
     machine: Machine,
     kernel: KernelReport,
     limit: Option<u64>,
@@ -49,12 +52,18 @@ impl Bare {
         let built = builder.build()?;
         let release = kernel.release.clone().or_else(|| built.kernel().version.clone());
         let kernel = KernelReport { path: kernel.image.clone(), release, origin: kernel.origin.clone() };
-        Ok(Self { machine: built, kernel, limit: machine.timeout })
+        let debugger = Debugger::start(&built, &machine)?;
+        Ok(Self { debugger, machine: built, kernel, limit: machine.timeout })
     }
 
     /// How the machine is told to end.
     pub fn control(&self) -> &Arc<Control> {
         self.machine.control()
+    }
+
+    /// What the user of a debugger has to know, a sentence each.
+    pub fn debugging(&self) -> &[String] {
+        self.debugger.as_ref().map_or(&[], Debugger::notices)
     }
 
     /// Name of the engine that runs the CPUs.
@@ -71,6 +80,7 @@ impl Bare {
         let numbers = Numbers::of(&self.machine);
         let stages = Stages::new(numbers.timing.begin, &numbers.timing, &super::guest::Progress::default());
         // The last output reaches the watchers before anybody looks at the result.
+        drop(self.debugger);
         drop(self.machine);
         BareEnd { verdict, stages, numbers, kernel: self.kernel }
     }

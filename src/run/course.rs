@@ -123,6 +123,11 @@ impl Run {
         &self.notices
     }
 
+    /// What the user of a debugger has to know: a part of [`Run::notices`].
+    pub fn debugging(&self) -> &[String] {
+        self.debugger.as_ref().map_or(&[], Debugger::notices)
+    }
+
     /// A file in the machine's directory, which goes with this value.
     pub fn file(&self, name: &str) -> PathBuf {
         self.home.file(name)

@@ -122,11 +122,10 @@ pub(super) fn tar(path: &Path, archive: &mut Archive<File>) -> Result<(), crate:
             tar::EntryType::Symlink => archive.symlink(&name, &link)?,
             // The agent takes that name, and would overwrite what shares a file with it.
             tar::EntryType::Link if is_init(&name) => {}
+            tar::EntryType::Link if !is_init(&link) && archive.link(&name, &link)? => {}
+            // The agent, or a name of something else than a file.
             tar::EntryType::Link => {
-                // The agent, or a name of something else than a file.
-                if is_init(&link) || !archive.link(&name, &link)? {
-                    archive.symlink(&name, Path::new("/").join(link.strip_prefix(".").unwrap_or(&link)))?;
-                }
+                archive.symlink(&name, Path::new("/").join(link.strip_prefix(".").unwrap_or(&link)))?;
             }
             tar::EntryType::Char => archive.node(&name, mode, Device::Character(major, minor))?,
             tar::EntryType::Block => archive.node(&name, mode, Device::Block(major, minor))?,

@@ -154,6 +154,7 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
     });
     let run = Run::watched(&talkative(run, place), vec![consoles.clone()])?;
     let run = run.io(printed.io()).attendant(Box::new(keeper));
+    run.debugging().iter().for_each(|notice| bench.observer.note(notice));
     let _watched = bench.stop.watch(Running::Run(run.handle()));
     let ended = run.start()?.until_end(None, &mut || {})?;
     let end = end(&ended.report.verdict);

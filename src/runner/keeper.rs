@@ -81,7 +81,9 @@ impl Keeper {
         let collected = coverage::collect(agent, self.wanted.tree.as_deref(), to);
         let problem = match collected {
             Ok(coverage) if coverage.without_notes.is_empty() => return,
-            Ok(coverage) => format!("gcov cannot read {} files: no notes of the same build", coverage.without_notes.len()),
+            Ok(coverage) => {
+                format!("gcov cannot read {} files: no notes of the same build", coverage.without_notes.len())
+            }
             Err(e) => causes(&e),
         };
         self.note(|found| found.problems.push(problem));

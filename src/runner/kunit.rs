@@ -25,6 +25,7 @@ pub(super) fn course(cell: &Cell, filter: Option<&str>, bench: &Bench, place: &P
     let mut spec = cell.run.clone();
     spec.machine.log = Some(place.console());
     let bare = Bare::new(&spec, &words(filter), vec![consoles.clone()])?;
+    bare.debugging().iter().for_each(|notice| bench.observer.note(notice));
     let _watched = bench.stop.watch(Running::Bare(bare.control().clone()));
     let mut until_complete =
         UntilComplete { consoles: consoles.clone(), control: bare.control().clone(), complete: None };

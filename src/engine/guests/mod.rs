@@ -66,8 +66,17 @@ pub fn run_all(engine: &dyn Engine) {
     } else {
         (breakpoints::TESTS, debugger::WATCHING)
     };
-    let files =
-        [breakpoints, watching, debugger::TESTS, exceptions::TESTS, paging::TESTS, modify::TESTS, interrupts::TESTS, modes::TESTS, smp::TESTS];
+    let files = [
+        breakpoints,
+        watching,
+        debugger::TESTS,
+        exceptions::TESTS,
+        paging::TESTS,
+        modify::TESTS,
+        interrupts::TESTS,
+        modes::TESTS,
+        smp::TESTS,
+    ];
     for (name, test) in files.into_iter().flatten() {
         println!("{}: {name}", engine.name());
         test(engine);

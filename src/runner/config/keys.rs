@@ -48,6 +48,9 @@ const TEST: &[&str] = &["command", "kunit", "kselftest", "expect", "kernels", "m
 const REFUSED: &[(&str, &str)] = &[
     ("log", "all that a test prints is kept in the directory of its artifacts"),
     ("deterministic", "tests that talk to a command cannot be repeated instruction by instruction; belljar boot can"),
+    ("gdb", "a debugger is for one test: give --gdb with a --filter"),
+    ("gdb-on-crash", "a debugger is for one test: give --gdb-on-crash with a --filter"),
+    ("dump", "it is for one test: give --dump with a --filter"),
     ("seed", "it goes with `deterministic`, which tests do not have"),
 ];
 
@@ -162,6 +165,9 @@ mod tests {
             deterministic: true,
             seed: Some(1),
             trace: Some(TraceSpec::default()),
+            gdb: Some("1234".parse().unwrap()),
+            gdb_on_crash: Some("1234".parse().unwrap()),
+            dump: Some("d".into()),
             devices: DeviceTables::default(),
         };
         RunSpec {

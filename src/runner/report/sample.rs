@@ -61,6 +61,7 @@ pub(super) fn test(kernel: &str, machine: &str, name: &str, status: Status) -> T
         }),
         engine: Some("soft".into()),
         release: None,
+        notes: Vec::new(),
         tail: "[    1.100000] Run /init as init process\nTAP version 13\nok 1 all is well\n".into(),
         artifacts: Some(PathBuf::from(format!("artifacts/{kernel}/{machine}/{name}"))),
         reproduce: format!("belljar test --filter '{kernel}/{machine}/{name}'"),

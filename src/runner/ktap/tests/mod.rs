@@ -207,6 +207,7 @@ fn test(id: &str, status: Status, cases: &[(&str, Status)]) -> TestResult {
         stages: None,
         engine: None,
         release: None,
+        notes: Vec::new(),
         tail: "last words".into(),
         artifacts: None,
         reproduce: String::new(),
