@@ -278,6 +278,11 @@ fn limits() {
 }
 
 #[test]
+fn debug() {
+    tour("debug.md", include_str!("../docs/debug.md"));
+}
+
+#[test]
 fn engines() {
     tour("engines.md", include_str!("../docs/engines.md"));
 }

@@ -168,6 +168,7 @@ impl Guest {
 
     /// Goes on, unless there is something to tell first.
     pub(super) fn resume(&mut self) -> Result<(), Error> {
+        self.collect();
         let points = &self.points;
         // A breakpoint is met again if it still counts.
         let counts = |event: &Event| match event {

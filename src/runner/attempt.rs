@@ -198,7 +198,7 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     splats.extend(taint::splat(found.taint, &cell.rules.policy()));
     let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
     splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
-    backtrace::decode(&mut splats, &kernel);
+    backtrace::decode(&mut splats, &kernel, &cell.run);
     let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
     (result.status, result.reason) = judge(&seen, cell.expect);
     let again = result.status == Status::Error && matches!(verdict, Verdict::Failed { .. });

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::config;
 use crate::run::{RunSpec, Volume};
 
 /// The runner that `make -C tools/testing/selftests install` leaves.
@@ -19,7 +20,7 @@ pub(super) fn run(spec: &RunSpec, dir: &Path, collection: &str, tests: &[String]
     spec.command = [RUNNER.to_string()].into_iter().chain(words).map(Into::into).collect();
     let host = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
     let hosts_root = spec.disk_root.is_none() && spec.root_path() == Path::new("/");
-    spec.workdir = Some(if hosts_root {
+    spec.workdir = Some(if hosts_root && !config::is_of_the_guest(&host) {
         host
     } else {
         spec.volumes.push(Volume { host, guest: MOUNTED.into(), read_only: true });
@@ -45,5 +46,7 @@ mod tests {
         assert_eq!(part.command, ["./run_kselftest.sh", "-t", "net:a", "-t", "net:b"]);
         assert_eq!((part.workdir, part.volumes.len()), (Some(MOUNTED.into()), 1));
         assert!(part.volumes[0].read_only);
+        let hidden = run(&RunSpec::default(), Path::new("/tmp/kselftest"), "size", &[]);
+        assert_eq!(hidden.workdir, Some(MOUNTED.into()), "guests have a /tmp of their own");
     }
 }

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod execution;
+pub mod gdb;
 pub mod planted;
 pub mod run;
 

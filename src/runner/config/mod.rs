@@ -43,6 +43,8 @@ pub use select::{SelectError, Selection, Shard, select, unfinished};
 pub use source::{Error, Place};
 pub use what::What;
 
+pub(super) use paths::is_of_the_guest;
+
 use crate::run::RunSpec;
 
 /// Name of the file that is looked for where none is named.

@@ -8,6 +8,11 @@ use crate::run::RunSpec;
 /// Where the guest has file systems of its own, whatever its root is.
 const OF_THE_GUEST: [&str; 5] = ["/tmp", "/run", "/dev", "/proc", "/sys"];
 
+/// Whether guests have a file system of their own there, even with the host's root.
+pub(in crate::runner) fn is_of_the_guest(path: &Path) -> bool {
+    OF_THE_GUEST.iter().any(|own| path.starts_with(own))
+}
+
 /// `path` as seen from `base`; `~/` is the home directory.
 pub(super) fn at(base: &Path, path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::home_dir()) {
@@ -41,7 +46,7 @@ pub(super) fn rebase(run: &mut RunSpec, base: &Path) {
     match &mut run.workdir {
         Some(dir) if here => *dir = at(base, dir),
         Some(_) => {}
-        None if here && !OF_THE_GUEST.iter().any(|own| base.starts_with(own)) => run.workdir = Some(base.into()),
+        None if here && !is_of_the_guest(base) => run.workdir = Some(base.into()),
         None => {}
     }
 }

@@ -9,6 +9,9 @@ use crate::runner::outcome::{Action, Outcome, TestResult};
 /// Lines of output that are shown of each failure.
 const TAIL: usize = 12;
 
+/// Lines of a complaint of the kernel that are shown instead.
+const COMPLAINT: usize = 24;
+
 /// Cases that are shown of each failure.
 const CASES: usize = 20;
 
@@ -46,13 +49,20 @@ fn failure(test: &TestResult, paint: Paint) -> String {
     let took = paint.dim(&text::duration(test.seconds));
     let mut page = format!("{status}  {}  {took}\n", paint.bold(&text::line(&test.id)));
     let mut add = |line: &str| page += &format!("    {line}\n");
-    if let Some(reason) = &test.reason {
+    let is_splat = |reason: &&String| test.splats.iter().any(|splat| splat.title == **reason);
+    if let Some(reason) = test.reason.as_ref().filter(|reason| !is_splat(reason)) {
         add(&text::line(reason));
     }
     for splat in test.splats.iter().filter(|splat| splat.action != Action::Ignore) {
-        let (first, last) = splat.lines;
         let word = if splat.action == Action::Warn { "warning: " } else { "" };
-        add(&format!("{word}{} (console, lines {first} to {last})", text::line(&splat.title)));
+        let place = match splat.lines {
+            (0, 0) => String::new(),
+            (first, last) => format!(" (console.log, lines {first} to {last})"),
+        };
+        // The reason may be just this.
+        if test.reason.as_ref() != Some(&splat.title) || !place.is_empty() {
+            add(&format!("{word}{}{place}", text::line(&splat.title)));
+        }
     }
     let bad = || test.cases.iter().filter(|case| !case.status.is_good());
     for case in bad().take(CASES) {
@@ -65,7 +75,12 @@ fn failure(test: &TestResult, paint: Paint) -> String {
     if more > 0 {
         add(&format!("and {}", text::number(u64::try_from(more).unwrap_or(u64::MAX), "more case")));
     }
-    for line in text::last_lines(&test.tail, TAIL).lines() {
+    let complaint = test.splats.iter().find(|splat| splat.action == Action::Fail && splat.text != splat.title);
+    let log = match complaint {
+        Some(splat) => text::first_lines(&splat.text, COMPLAINT),
+        None => text::last_lines(&test.tail, TAIL),
+    };
+    for line in log.lines() {
         add(&format!("{} {line}", paint.dim("|")));
     }
     if let Some(artifacts) = &test.artifacts {

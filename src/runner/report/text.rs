@@ -34,6 +34,11 @@ pub(super) fn lines(text: &str) -> String {
     lines.join("\n").trim_end().to_string()
 }
 
+/// The first `count` lines of `text`, made harmless.
+pub(super) fn first_lines(text: &str, count: usize) -> String {
+    lines(text).lines().take(count).collect::<Vec<_>>().join("\n")
+}
+
 /// The last `count` lines of `text`, made harmless.
 pub(super) fn last_lines(text: &str, count: usize) -> String {
     let text = lines(text);
