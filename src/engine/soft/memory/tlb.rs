@@ -12,8 +12,9 @@ const ENTRIES: usize = 1024;
 const SETS: usize = 4;
 /// Stays empty: each access takes the slow way, which checks.
 const ALIGNED: usize = 3 * ENTRIES;
-/// Entries for code.
-const CODE_ENTRIES: usize = 128;
+/// Entries for code: 4 MiB. Each that is made again costs a comparison of the whole page (see `code::block`), which also
+/// drives everything else out of the host's caches.
+const CODE_ENTRIES: usize = 1024;
 /// Local entries that are remembered; more of them are flushed together with the global ones.
 const LOCAL: usize = 2048;
 const PAGE_MASK: u64 = !0xfff;
