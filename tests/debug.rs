@@ -21,9 +21,7 @@ fn boot(kernel: &Path, flags: &[&str]) -> Session {
 }
 
 /// mov ecx, 3; l: inc eax; loop l; mov [200000h], eax; mov al, 21; out f4h, al; hlt
-const CODE: &[u8] = &[
-    0xb9, 3, 0, 0, 0, 0x40, 0xe2, 0xfd, 0xa3, 0, 0, 0x20, 0, 0xb0, 21, 0xe6, 0xf4, 0xf4,
-];
+const CODE: &[u8] = &[0xb9, 3, 0, 0, 0, 0x40, 0xe2, 0xfd, 0xa3, 0, 0, 0x20, 0, 0xb0, 21, 0xe6, 0xf4, 0xf4];
 
 #[test]
 fn a_guest_is_debugged_from_its_first_instruction_and_its_status_is_kept() {
@@ -101,7 +99,8 @@ fn packets_that_make_no_sense_cut_gdb_off_and_no_more() {
 
 /// The thread that a stop reply is about.
 fn thread(stop: &str) -> u32 {
-    let number = stop.split("thread:").nth(1).and_then(|rest| rest.split(';').next()).unwrap_or_else(|| panic!("{stop}"));
+    let number =
+        stop.split("thread:").nth(1).and_then(|rest| rest.split(';').next()).unwrap_or_else(|| panic!("{stop}"));
     u32::from_str_radix(number, 16).unwrap()
 }
 
@@ -212,29 +211,32 @@ fn gdb_follows_a_kernel_from_its_first_instruction() {
         "detach",
     ];
     let text = gdb(&vmlinux, &[], &commands.map(str::to_string));
-    in_order(&text, &[
-        "Breakpoint 1 at",
-        "Breakpoint 1, 0x",
-        "in start_kernel ()",
-        "#1 ",
-        "x86_64_start_kernel",
-        "Linux version 6.",
-        "Breakpoint 2, 0x",
-        "in kernel_init ()",
-        "ret_from_fork",
-        "kernel_init + ",
-        "Hardware watchpoint 3",
-        "Hardware watchpoint 3",
-        "Old value = ",
-        "engine soft, 2 CPUs",
-        "CPU 1: ",
-        "Thread 1.2 (CPU 1)",
-        "Breakpoint 4, 0x",
-        "__x64_sys_execve",
-        "cs             0x10",
-        "Run till exit",
-        "detached",
-    ]);
+    in_order(
+        &text,
+        &[
+            "Breakpoint 1 at",
+            "Breakpoint 1, 0x",
+            "in start_kernel ()",
+            "#1 ",
+            "x86_64_start_kernel",
+            "Linux version 6.",
+            "Breakpoint 2, 0x",
+            "in kernel_init ()",
+            "ret_from_fork",
+            "kernel_init + ",
+            "Hardware watchpoint 3",
+            "Hardware watchpoint 3",
+            "Old value = ",
+            "engine soft, 2 CPUs",
+            "CPU 1: ",
+            "Thread 1.2 (CPU 1)",
+            "Breakpoint 4, 0x",
+            "__x64_sys_execve",
+            "cs             0x10",
+            "Run till exit",
+            "detached",
+        ],
+    );
     let outcome = session.finish(BOOT);
     outcome.code(7);
     assert_eq!(outcome.console, "in the guest\n");
@@ -249,11 +251,11 @@ fn gdb_finds_a_dead_guest_and_opens_its_dump() {
     let mut session = runner.with(&["--cpus", "2"]).start(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
     session.hear("the guest has died and is kept for gdb");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the socket and the dump, and no draft");
-    let text = gdb(&vmlinux, &[], &[
-        format!("target remote {}", socket.display()),
-        "thread apply all backtrace".into(),
-        "detach".into(),
-    ]);
+    let text = gdb(
+        &vmlinux,
+        &[],
+        &[format!("target remote {}", socket.display()), "thread apply all backtrace".into(), "detach".into()],
+    );
     in_order(&text, &["panic", "sysrq", "detached"]);
     session.finish(BOOT).code(120);
     let dump = dump.display().to_string();

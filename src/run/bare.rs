@@ -46,8 +46,14 @@ impl Bare {
         let mut machine = spec.machine.clone();
         machine.kernel = Some(kernel.image.clone());
         consoles(&mut machine, &kernel, false)?;
-        let user = machine.append.take().unwrap_or_default();
-        machine.append = Some(format!("{words} {user}").trim().to_string());
+        match &mut machine.cmdline {
+            // It was given as a whole; without these words the kernel would do nothing.
+            Some(line) => *line = format!("{line} {words}"),
+            None => {
+                let user = machine.append.take().unwrap_or_default();
+                machine.append = Some(format!("{words} {user}").trim().to_string());
+            }
+        }
         let builder = watchers.into_iter().fold(Machine::builder(&machine), |b, watcher| b.watch_consoles(watcher));
         let built = builder.build()?;
         let release = kernel.release.clone().or_else(|| built.kernel().version.clone());

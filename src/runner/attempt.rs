@@ -174,8 +174,11 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
 fn talkative(spec: &RunSpec, place: &Place) -> RunSpec {
     let mut spec = spec.clone();
     spec.machine.log = Some(place.console());
-    let user = spec.machine.append.take().unwrap_or_default();
-    spec.machine.append = Some(format!("loglevel=7 {user}").trim().to_string());
+    // Who replaces the whole line has it as he wants it.
+    if spec.machine.cmdline.is_none() {
+        let user = spec.machine.append.take().unwrap_or_default();
+        spec.machine.append = Some(format!("loglevel=7 {user}").trim().to_string());
+    }
     spec
 }
 

@@ -10,6 +10,7 @@ pub mod execution;
 pub mod gdb;
 pub mod planted;
 pub mod run;
+pub mod verb;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,285 @@
+//! docs/test.md: `belljar test` with real guests: what comes of tests, and what is told of it.
+
+mod common;
+
+use common::verb::{Bench, test};
+
+/// Returns from the test if there is nothing to run it on.
+macro_rules! bench {
+    ($kernel:expr) => {
+        match Bench::new($kernel) {
+            Some(bench) => bench,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn a_command_is_a_test() {
+    let bench = bench!("tree-small");
+    let passed = bench.on_kernel(&["--", "sh", "-c", "echo fine"]);
+    passed.code(0);
+    assert!(passed.errors.contains("pass") && passed.errors.contains("1 test: 1 passed"), "{passed}");
+    assert_eq!(passed.console, "", "standard output is for KTAP");
+    let failed = bench.on_kernel(&["--artifacts", "kept", "--", "sh", "-c", "echo said; echo more >&2; exit 3"]);
+    failed.code(1);
+    for text in ["status 3", "| said", "| more", "kept in: kept/sh", "repeat: "] {
+        assert!(failed.errors.contains(text), "no `{text}`: {failed}");
+    }
+    assert_eq!(bench.read("kept/sh/output.log"), "said\nmore\n");
+    assert!(bench.read("kept/sh/console.log").contains("Linux version"));
+    assert!(bench.read("kept/sh/run.toml").contains("command = "));
+    let script = bench.read("kept/sh/reproduce.sh");
+    assert!(script.starts_with("#!/bin/sh\nexec belljar test ") && script.contains("exit 3"), "{script}");
+}
+
+#[test]
+fn every_end_has_its_status_and_code() {
+    let bench = bench!("tree-small");
+    let suite = r#"
+[defaults]
+kernel = "KERNEL"
+timeout = 60
+[[test]]
+name = "crash"
+command = "echo c >/proc/sysrq-trigger; sleep 60"
+[[test]]
+name = "hang"
+command = ["sleep", "1000"]
+timeout = 4
+[[test]]
+name = "silent"
+command = ["sleep", "1000"]
+idle-timeout = 2
+[[test]]
+name = "gone"
+command = "echo o >/proc/sysrq-trigger; sleep 60"
+[[test]]
+name = "killed"
+command = "kill -9 $$"
+[[test]]
+name = "no-such"
+command = ["/no/such/program"]
+[[test]]
+name = "no-root"
+root = "/no/such/root"
+command = ["true"]
+[[test]]
+name = "cases"
+command = "printf 'KTAP version 1\n1..3\nok 1 a\nnot ok 2 b\nok 3 c # SKIP no device\n'"
+[[test]]
+name = "known"
+command = "printf 'KTAP version 1\n1..2\nok 1 a\nnot ok 2 b\n'"
+expected-failures = ["b"]
+[[test]]
+name = "short"
+command = "printf 'KTAP version 1\n1..3\nok 1 a\n'"
+[[test]]
+name = "as-expected"
+command = "exit 4"
+expect = { status = 4 }
+[[test]]
+name = "crash-expected"
+command = "echo c >/proc/sysrq-trigger; sleep 60"
+expect = "crash"
+[[test]]
+name = "skipped"
+command = "echo 'KTAP version 1'; echo '1..0 # SKIP nothing here'"
+"#;
+    let (outcome, report) = bench.suite(suite, &["--jobs", "2"]);
+    outcome.code(3);
+    for (id, status, reason) in [
+        ("crash", "crash", "sysrq triggered crash"),
+        ("hang", "timeout", "time limit"),
+        ("silent", "timeout", "printed nothing for 2 s"),
+        ("gone", "crash", "before its command ended"),
+        ("killed", "fail", "signal 9"),
+        ("no-such", "error", "/no/such/program"),
+        ("no-root", "error", "/no/such/root"),
+        ("cases", "fail", "1 of 3 cases: b"),
+        ("known", "pass", ""),
+        ("short", "crash", ""),
+        ("as-expected", "pass", ""),
+        ("crash-expected", "pass", ""),
+    ] {
+        let found = test(&report, id);
+        assert_eq!(found["status"], status, "{id}: {found:#}");
+        let said = found["reason"].as_str().unwrap_or_default();
+        assert!(said.contains(reason), "{id}: `{said}` has no `{reason}`");
+    }
+    assert_ne!(test(&report, "skipped")["status"], "fail", "{report:#}");
+    assert_eq!(report["exit_code"], 3);
+    assert_eq!(report["tests"].as_array().unwrap().len(), 13);
+    let cases = test(&report, "cases")["cases"].as_array().unwrap().clone();
+    let statuses: Vec<_> = cases.iter().map(|case| case["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["pass", "fail", "skip"]);
+}
+
+#[test]
+fn exit_codes_tell_what_was_worst() {
+    let bench = bench!("tree-small");
+    bench.on_kernel(&["--", "false"]).code(1);
+    bench.on_kernel(&["--", "sh", "-c", "echo c >/proc/sysrq-trigger; sleep 9"]).code(3);
+    bench.run(&["--kernel", bench.kernel(), "--timeout", "3", "--", "sleep", "100"]).code(4);
+    bench.on_kernel(&["--root", "/no/such/root", "--", "true"]).code(125);
+    bench.run(&["--kernel", "/no/such/kernel", "--", "true"]).code(125);
+    // A kernel that never gets as far as its first test.
+    let never = ["--kernel", bench.kernel(), "--boot-timeout", "2", "--cmdline", "nothing", "--", "true"];
+    let outcome = bench.run(&never);
+    assert!([3, 4].contains(&outcome.status.code().unwrap()), "{outcome}");
+    for (words, code) in [(&["true"][..], 0), (&["false"], 1), (&["/no/such/program"], 125)] {
+        bench.on_kernel(&[&["--bisect", "--"], words].concat()).code(code);
+    }
+    bench.run(&["--bisect", "--kernel", "/no/such/kernel", "--", "true"]).code(125);
+    bench.run(&["--bisect", "--no-such-flag"]).code(125);
+    bench.run(&["--no-such-flag"]).code(2);
+}
+
+#[test]
+fn kunit_needs_no_user_space_and_counts_as_the_kernels_own_reader() {
+    let bench = bench!("tree-small");
+    let outcome = bench.on_kernel(&["--kunit", "--json", "result.json", "--artifacts", "kept", "--ktap"]);
+    outcome.code(0);
+    let report: serde_json::Value = serde_json::from_str(&bench.read("result.json")).unwrap();
+    let counts = &report["case_counts"];
+    assert!(counts["pass"].as_u64().unwrap() > 100 && counts["fail"] == 0, "{counts}");
+    bench.write("ours.ktap", &outcome.console);
+    let Some(tool) = common::asset("tree-test").map(|tree| tree.join("tools/testing/kunit/kunit.py")) else { return };
+    let parse = |file: &str| {
+        let mut python = std::process::Command::new("python3");
+        let output = python.arg("-B").arg(&tool).arg("parse").arg(bench.path(file)).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().rev().find(|line| line.contains("Testing complete.")).expect("a line of totals");
+        line.split_once("Testing complete.").unwrap().1.trim().to_string()
+    };
+    let expected = format!(
+        "Ran {} tests: passed: {}, skipped: {}",
+        counts["pass"].as_u64().unwrap() + counts["skip"].as_u64().unwrap(),
+        counts["pass"],
+        counts["skip"]
+    );
+    assert_eq!(parse("kept/kunit/console.log"), expected);
+    assert_eq!(parse("ours.ktap"), expected);
+    let filtered = bench.on_kernel(&["--kunit=example.example_simple_test"]);
+    assert!(filtered.code(0).errors.contains("1 case: 1 passed"), "{filtered}");
+    let nothing = bench.on_kernel(&["--kunit=no_such_suite"]);
+    assert!(![0, 2].contains(&nothing.status.code().unwrap()), "{nothing}");
+}
+
+#[test]
+fn reports_are_written_for_everybody() {
+    let bench = bench!("tree-small");
+    let mut command = bench.command(&[
+        "--kernel",
+        bench.kernel(),
+        "--junit",
+        "r.xml",
+        "--html",
+        "r.html",
+        "--kcidb",
+        "r.json",
+        "--ktap",
+        "--",
+        "sh",
+        "-c",
+        "printf 'KTAP version 1\\n1..1\\nnot ok 1 <b>&\\n'; echo '::error::from the guest'",
+    ]);
+    command.env("GITHUB_ACTIONS", "true").env("GITHUB_STEP_SUMMARY", bench.path("summary.md"));
+    let outcome = common::run::runs(command);
+    outcome.code(1);
+    let junit = bench.read("r.xml");
+    assert!(junit.contains("<testsuite ") && junit.contains("&lt;b&gt;&amp;"), "{junit}");
+    let page = bench.read("r.html");
+    assert!(page.contains("<!doctype html>") || page.contains("<!DOCTYPE html>"), "{page}");
+    assert!(!page.contains("<b>&"), "the guest's text stays text");
+    let kcidb: serde_json::Value = serde_json::from_str(&bench.read("r.json")).unwrap();
+    assert_eq!(kcidb["version"]["major"], 5);
+    assert!(outcome.console.starts_with("KTAP version 1\n"), "{outcome}");
+    assert!(outcome.errors.contains("::stop-commands::") && outcome.errors.contains("\n::error "), "{outcome}");
+    assert!(bench.read("summary.md").contains('|'));
+}
+
+#[test]
+fn files_say_what_is_wrong_where() {
+    let bench = bench!("tree-small");
+    let wrong = |text: &str| {
+        bench.write("belljar.toml", text);
+        let outcome = bench.run(&[]);
+        outcome.code(2);
+        outcome.errors
+    };
+    let said = wrong("[[test]]\nname = \"x\"\ncomand = [\"true\"]\n");
+    assert!(said.contains("belljar.toml:3:1: unknown key `comand`") && said.contains("`command`"), "{said}");
+    assert!(wrong("[[test]\n").contains("belljar.toml:1:"));
+    assert!(wrong("[[test]]\nname = \"x\"\nkunit = true\ncpus = \"many\"\n").contains("belljar.toml:4:"));
+    std::fs::remove_file(bench.path("belljar.toml")).unwrap();
+    let none = bench.run(&[]);
+    assert!(none.code(2).errors.contains("belljar.toml: there is no such file"), "{none}");
+}
+
+#[test]
+fn parts_of_a_suite_run_and_run_again() {
+    let bench = bench!("tree-small");
+    let suite = r#"
+[defaults]
+timeout = 60
+[[kernel]]
+name = "one"
+kernel = "KERNEL"
+[[kernel]]
+name = "two"
+kernel = "KERNEL"
+append = "debug"
+[[machine]]
+cpus = 1
+[[machine]]
+cpus = 2
+[[test]]
+name = "good"
+command = "test $(nproc) -ge 1"
+[[test]]
+name = "bad"
+command = "test $(nproc) -gt 1"
+artifacts = ["/etc/hostname"]
+"#;
+    let (outcome, report) = bench.suite(suite, &["--jobs", "2", "--artifacts", "kept"]);
+    outcome.code(1);
+    let bad: Vec<_> = report["tests"].as_array().unwrap().iter().filter(|test| test["status"] != "pass").collect();
+    let ids: Vec<_> = bad.iter().map(|test| test["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["one/1cpu/bad", "two/1cpu/bad"], "{report:#}");
+    assert!(bench.path("kept/one/2cpus/bad/artifacts/hostname").exists());
+    let list = |words: &[&str]| bench.run(&[&["--list"], words].concat()).console;
+    assert_eq!(list(&[]).lines().count(), 8);
+    assert_eq!(list(&["--rerun-failed", "result.json"]), "one/1cpu/bad\ntwo/1cpu/bad\n");
+    assert_eq!(list(&["--filter", "two/*", "--filter", "!bad"]), "two/1cpu/good\ntwo/2cpus/good\n");
+    let parts = [list(&["--shard", "1/3"]), list(&["--shard", "2/3"]), list(&["--shard", "3/3"])].concat();
+    assert_eq!(parts.lines().collect::<std::collections::BTreeSet<_>>().len(), 8);
+    let (outcome, report) =
+        bench.suite(suite, &["--fail-fast", "--jobs", "1", "--filter", "one/1cpu", "--repeat", "2"]);
+    outcome.code(1);
+    assert_eq!(report["tests"].as_array().unwrap().len() + report["not_run"].as_array().unwrap().len(), 4);
+    assert_eq!(report["tests"].as_array().unwrap().len(), 2, "{report:#}");
+}
+
+#[test]
+fn git_bisect_finds_the_commit() {
+    let bench = bench!("tree-small");
+    let dir = bench.path("history");
+    std::fs::create_dir(&dir).unwrap();
+    let belljar = common::belljar();
+    let script = format!(
+        "set -e; git init -q .; git config user.email a@b; git config user.name n\n\
+         for n in 1 2 3 4 5 6; do\n\
+           if [ $n -ge 4 ]; then echo 'exit 1' >repro; else echo 'exit 0' >repro; fi\n\
+           echo $n >number; git add .; git commit -qm \"change $n\"; done\n\
+         git bisect start HEAD HEAD~5\n\
+         git bisect run {} test --engine {} --bisect -k {} -v $PWD:/mnt:ro -- sh /mnt/repro\n\
+         git show -s --format=%s refs/bisect/bad",
+        belljar.display(),
+        common::engine().unwrap(),
+        bench.kernel()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).current_dir(&dir).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && text.contains("\nchange 4\n"), "{text}");
+}
