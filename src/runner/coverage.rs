@@ -50,19 +50,21 @@ pub struct Coverage {
     pub without_notes: Vec<PathBuf>,
 }
 
-/// Copies the counts of a guest to `into`, which must not be there yet, below the path of the kernel's build tree, with the
-/// notes beside them. Those are taken from `tree`, where the build tree is now, or else from where it was.
+/// Copies the counts of a guest to `into`, which must not be there yet, below the path of the kernel's build tree, and
+/// completes them.
 pub fn collect(agent: &Agent, tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
     if let Some(parent) = into.parent() {
         fs::create_dir_all(parent).map_err(host("make the directory", parent))?;
     }
     agent.copy_out(Path::new(COUNTS), into)?;
-    let _ = fs::remove_file(into.join(RESET));
     complete(tree, into)
 }
 
-/// Puts notes in the place of links.
-fn complete(tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
+/// Puts notes beside the counts in `into`, a copy of the guest's tree. They are taken from `tree`, where the build tree is
+/// now, or else from where it was.
+pub fn complete(tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
+    // Not in every copy.
+    let _ = fs::remove_file(into.join(RESET));
     let mut found = Found::default();
     found.look(into, DEPTH)?;
     // Whatever they are called and lead to: the guest made them, nobody shall follow them.

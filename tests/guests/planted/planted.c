@@ -3,9 +3,9 @@
  * A module that does one thing wrong when it is loaded: insmod planted.ko fault=NAME. Tests look at what the kernel says
  * of it. Functions are named for their faults, so that reports can be told apart.
  */
-#include <linux/delay.h>
 #include <linux/irqflags.h>
 #include <linux/jiffies.h>
+#include <linux/kernel.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -66,7 +66,8 @@ static noinline void planted_leak(void)
 	lost = NULL;
 }
 
-static noinline void planted_null(void)
+/* The sanitizer would report it too, before the CPU does. */
+static noinline __no_sanitize_address void planted_null(void)
 {
 	int *volatile nowhere = NULL;
 
@@ -109,7 +110,7 @@ static noinline void planted_lock_order(void)
 static noinline void planted_sleep_in_atomic(void)
 {
 	spin_lock(&spinning);
-	msleep(1);
+	might_sleep();
 	spin_unlock(&spinning);
 }
 
