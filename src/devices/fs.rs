@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::devices::builder::json;
 use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
 use crate::fs::protocol::{ANSWER_HEADER, Header, Opcode, REQUEST_HEADER, WRITE_ARGS};
 use crate::fs::{Answer, Cache, Limits, Server, Share};
@@ -15,8 +16,11 @@ use crate::virtio::config::ConfigSpace;
 use crate::virtio::queue::Queues;
 use crate::virtio::{ActivateError, Broken, Chain, Handler, Info, VirtioDevice};
 
+mod asked;
 #[cfg(test)]
 mod tests;
+
+use asked::Asked;
 
 /// Device type (section 5.11.1).
 const DEVICE_ID: u16 = 26;
@@ -96,7 +100,10 @@ impl Spec for FsSpec {
         let nodes = (builder.ram.size() / RAM_PER_NODE) as usize;
         let share = Share::open(&self.path, self.writable, self.cache, limits(nodes.max(LEAST_NODES)));
         let share = share.map_err(|e| AttachError(format!("--fs: {e}")))?;
-        builder.virtio("fs", Box::new(Fs::new(self, share)));
+        let device = Fs::new(self, share);
+        let asked = device.asked.clone();
+        let name = builder.virtio("fs", Box::new(device));
+        builder.report(name, move || json(&asked.report()));
         Ok(())
     }
 
@@ -116,6 +123,7 @@ struct Fs {
     share: Arc<Share>,
     config: ConfigSpace,
     queues: u16,
+    asked: Arc<Asked>,
 }
 
 impl Fs {
@@ -123,7 +131,7 @@ impl Fs {
         let config = ConfigSpace::new(TAG_LEN + 4);
         config.set(0, spec.tag.as_bytes());
         config.set(TAG_LEN, &u32::from(spec.queues).to_le_bytes());
-        Self { share: Arc::new(share), config, queues: spec.queues }
+        Self { share: Arc::new(share), config, queues: spec.queues, asked: Arc::default() }
     }
 }
 
@@ -140,7 +148,7 @@ impl VirtioDevice for Fs {
 
     fn activate(&mut self, _: u64) -> Result<Box<dyn Handler>, ActivateError> {
         let server = Server::new(self.share.clone()).map_err(|e| ActivateError(format!("shared directory: {e}")))?;
-        Ok(Box::new(Requests { server, args: Vec::new() }))
+        Ok(Box::new(Requests { server, args: Vec::new(), asked: self.asked.clone() }))
     }
 }
 
@@ -148,6 +156,7 @@ struct Requests {
     server: Server,
     /// Arguments of the request under way; keeps its memory.
     args: Vec<u8>,
+    asked: Arc<Asked>,
 }
 
 impl Handler for Requests {
@@ -171,11 +180,17 @@ impl Requests {
         let mut header = [0; REQUEST_HEADER];
         chain.read_exact(&mut header)?;
         let header = Header::parse(&header);
+        self.asked.request(&header);
         let has_room = chain.take_header(ANSWER_HEADER).is_ok();
         let result = self.take_args(&header, chain).and_then(|()| {
             let data = crate::fs::Data { readable: chain.readable(), writable: chain.writable() };
             self.server.serve(&header, &self.args, data)
         });
+        match result {
+            Ok(Answer::InPlace(count)) => self.asked.moved(count, 0),
+            Ok(_) => self.asked.moved(0, chain.readable_len()),
+            Err(_) => {}
+        }
         // Without room for an answer nobody waits for one.
         if has_room {
             answer(&header, result, self.server.body(), chain);
