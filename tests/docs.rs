@@ -122,6 +122,25 @@ fn the_page_of_run_has_every_option_of_its_own() {
     }
 }
 
+/// The page's promises name tests that there are: in `tests/FILE.rs`, or in a module.
+#[test]
+fn every_promise_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/run.md")).unwrap();
+    let table = page.split("## Promises").nth(1).unwrap();
+    let mut seen = 0;
+    for name in table.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
+        let (file, test) = name.split_once("::").unwrap();
+        let (here, module) = (root.join(format!("tests/{file}.rs")), root.join(format!("src/{file}/{test}.rs")));
+        let text = std::fs::read_to_string(here).unwrap_or_default();
+        let is_there = text.contains(&format!("#[test]\nfn {test}() {{"));
+        let has_tests = || std::fs::read_to_string(module).is_ok_and(|text| text.contains("#[test]"));
+        assert!(is_there || has_tests(), "docs/run.md: no test {name}");
+        seen += 1;
+    }
+    assert!(seen > 20, "only {seen} promises");
+}
+
 #[test]
 fn links_lead_somewhere() {
     for (path, text) in documents() {
