@@ -1,4 +1,5 @@
-//! Shared directories of real guests at work: what programs make of a tree of many files is what the host makes of it. The guest's root is the host's own, with the host's programs.
+//! Shared directories of real guests at work: what programs make of a tree of many files is what the host makes of it.
+//! The guest's root is the host's own, with the host's programs.
 
 mod common;
 
