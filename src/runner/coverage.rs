@@ -50,19 +50,23 @@ pub struct Coverage {
     pub without_notes: Vec<PathBuf>,
 }
 
-/// Copies the counts of a guest to `into`, which must not be there yet, below the path of the kernel's build tree, and
-/// completes them.
+/// Copies the counts of a guest to the directory `into`, below the path of the kernel's build tree, with notes beside them.
+/// They are taken from `tree`, where the build tree is now, or else from where it was. What an earlier test left in `into`
+/// goes.
 pub fn collect(agent: &Agent, tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
     if let Some(parent) = into.parent() {
         fs::create_dir_all(parent).map_err(host("make the directory", parent))?;
+    }
+    match fs::remove_dir_all(into) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(host("replace", into)(e)),
+        _ => {}
     }
     agent.copy_out(Path::new(COUNTS), into)?;
     complete(tree, into)
 }
 
-/// Puts notes beside the counts in `into`, a copy of the guest's tree. They are taken from `tree`, where the build tree is
-/// now, or else from where it was.
-pub fn complete(tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
+/// Puts notes in the place of links.
+fn complete(tree: Option<&Path>, into: &Path) -> Result<Coverage, Error> {
     // Not in every copy.
     let _ = fs::remove_file(into.join(RESET));
     let mut found = Found::default();

@@ -139,8 +139,16 @@ static void spin_without_jiffies(void)
 		cpu_relax();
 }
 
+static void nothing(struct rcu_head *head)
+{
+}
+
+/* Nobody minds a long reader unless somebody waits for it; and that is found out on another CPU. */
 static noinline void planted_rcu_stall(void)
 {
+	static struct rcu_head waiting;
+
+	call_rcu(&waiting, nothing);
 	rcu_read_lock();
 	spin();
 	rcu_read_unlock();
@@ -204,6 +212,7 @@ static int __init planted_init(void)
 
 static void __exit planted_exit(void)
 {
+	rcu_barrier();
 }
 
 module_init(planted_init);
