@@ -63,7 +63,7 @@ const BEGINNINGS: &[&str] = &[
     "ww_mutex_lock", "rt_mutex_", "__rt_mutex_", "rwsem_", "__rwsem_", "lockdep_", "__lockdep_", "debug_check_no_",
     "debug_object_", "__debug_object_", "__might_", "___might_", "might_", "wait_for_completion", "__wait_for_common",
     "do_wait_for_common", "wait_for_common", "rcu_dump_", "print_cpu_stall", "print_other_cpu_stall", "rcu_check_gp_",
-    "__stack_chk_fail", "print_unreferenced",
+    "__pfx_", "__cfi_", "__stack_chk_fail", "print_unreferenced",
 ];
 
 /// Beginnings of the names of functions that get memory: who asked them is to blame for a leak.

@@ -67,8 +67,9 @@ pub(super) struct Report {
     stage: Stage,
     pattern: Option<&'static Pattern>,
     title: String,
-    /// What the title names, and what it names if nothing better comes.
+    /// What the title names; if it stays unknown, what the kernel guesses; and if that does, what else was seen.
     function: Option<String>,
+    guess: Option<String>,
     makeshift: Option<String>,
     in_interrupt: bool,
     callers: Vec<Option<String>>,
@@ -88,6 +89,7 @@ impl Report {
             pattern: None,
             title: String::new(),
             function: None,
+            guess: None,
             makeshift: None,
             in_interrupt: false,
             callers: vec![line.caller.map(str::to_owned)],
@@ -264,6 +266,8 @@ impl Report {
         let lock = (pattern.function == Function::Lock).then(|| shapes::place(text)).flatten();
         if let Some(function) = lock.or_else(|| shapes::pointer(text)).or_else(|| shapes::frame(text)) {
             self.consider(function);
+        } else if let Some(function) = shapes::guess(text).filter(|function| !is_machinery(function)) {
+            self.guess.get_or_insert_with(|| title::function(function));
         }
     }
 
@@ -279,7 +283,7 @@ impl Report {
     /// The whole; none if what it is was never said.
     pub(super) fn finish(self) -> Option<Splat> {
         let pattern = self.pattern?;
-        let function = self.function.or(self.makeshift).filter(|_| pattern.function != Function::None);
+        let function = self.function.or(self.guess).or(self.makeshift).filter(|_| pattern.function != Function::None);
         let title = function.map_or(self.title.clone(), |function| format!("{} in {function}", self.title));
         let (kind, action) = (pattern.kind, Action::Fail);
         Some(Splat { kind, title, action, case: self.case, lines: self.lines, text: self.text })

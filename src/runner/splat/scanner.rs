@@ -13,6 +13,8 @@ use crate::runner::outcome::Splat;
 const REPORTS: usize = 16;
 /// Lines after the end of a report in which a panic that follows from it is still a part of it.
 const PATIENCE: u64 = 100;
+/// Different stalls that are remembered.
+const STALLS: usize = 64;
 /// Bytes of the name of a thread or CPU: real ones have less.
 const CALLER: usize = 16;
 
@@ -23,6 +25,8 @@ pub struct Scanner {
     /// In the order of their beginnings.
     reports: Vec<Report>,
     done: VecDeque<Splat>,
+    /// Stalls that were given, with the case that was under way.
+    stalls: Vec<(String, Option<String>)>,
     dead: bool,
 }
 
@@ -129,9 +133,23 @@ impl Scanner {
     }
 
     fn give(&mut self, index: usize) {
-        if let Some(mut splat) = self.reports.remove(index).finish() {
-            splat.action = self.policy.action(&splat);
-            self.done.push_back(splat);
+        let report = self.reports.remove(index);
+        let stall = report.gathers();
+        let Some(mut splat) = report.finish() else { return };
+        if stall && self.is_known(&splat) {
+            return;
         }
+        splat.action = self.policy.action(&splat);
+        self.done.push_back(splat);
+    }
+
+    /// Kernels report a stall again and again while it lasts: it is one fault.
+    fn is_known(&mut self, splat: &Splat) -> bool {
+        let key = (splat.title.clone(), splat.case.clone());
+        let known = self.stalls.contains(&key);
+        if !known && self.stalls.len() < STALLS {
+            self.stalls.push(key);
+        }
+        known
     }
 }

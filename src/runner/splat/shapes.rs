@@ -34,6 +34,11 @@ pub(super) fn frame(text: &str) -> Option<&str> {
     function(&FRAME, text)
 }
 
+/// The function of a frame of which the kernel is not sure.
+pub(super) fn guess(text: &str) -> Option<&str> {
+    function(&GUESS, text)
+}
+
 /// The function that the instruction pointer is in, on a line that says so.
 pub(super) fn pointer(text: &str) -> Option<&str> {
     function(&POINTER, text)
@@ -84,6 +89,7 @@ mod tests {
         assert_eq!(frame("       lock_it.isra.0+0x12/0x340"), Some("lock_it"));
         assert_eq!(frame(" [<ffffffff81000000>] old+0x1/0x2"), Some("old"));
         assert_eq!(frame(" ? guess+0x12/0x340"), None);
+        assert_eq!(guess(" ? guess+0x12/0x340"), Some("guess"));
         assert_eq!(frame("[<ffffffff81000000>] elsewhere+0x1/0x2"), None);
         assert_eq!(frame("hardirqs last  enabled at (12): [<ffffffff81>] x+0x1/0x2"), None);
         assert_eq!(pointer("RIP: 0010:bad.cold+0x1/0x2 [mod]"), Some("bad"));

@@ -78,7 +78,11 @@ fn a_report_that_is_cut_off_keeps_its_kind_and_is_never_two() {
 
 #[test]
 fn one_after_another_without_anything_between() {
-    let alive: Vec<_> = SAMPLES.iter().filter(|sample| !sample.text.contains("Kernel panic")).collect();
+    // The stalls are the same to a reader of titles.
+    let alive: Vec<_> = SAMPLES
+        .iter()
+        .filter(|sample| sample.name != "rcu-self-6.1" && !sample.text.contains("Kernel panic"))
+        .collect();
     let text: String = alive.iter().map(|sample| sample.text).collect();
     let (splats, dead) = scan(&text);
     let expected: Vec<_> = alive.iter().map(|sample| sample.title).collect();
@@ -131,6 +135,23 @@ fn after_a_panic_nothing_begins() {
     let (splats, dead) = scan(&format!("{}{}", sample("warning").text, sample("panic").text));
     assert_eq!(splats.len(), 2);
     assert!(dead);
+}
+
+#[test]
+fn a_stall_that_goes_on_is_one_fault() {
+    let one = sample("hung-task").text.split("[  242.002001]").next().unwrap();
+    let again = one.replace("120 seconds", "241 seconds");
+    let (splats, _) = scan(&format!("{one}{again}{}{again}", sample("hard-lockup").text));
+    assert_eq!(titles(&splats), ["INFO: task hung in wait_for_ever", "hard lockup in spin_without_interrupts"]);
+    // A warning that comes again is another.
+    assert_eq!(scan(&sample("warning").text.repeat(3)).0.len(), 3);
+}
+
+#[test]
+fn what_the_kernel_guesses_is_better_than_nothing() {
+    let text =
+        sample("jump-to-null").text.replace("  call_it+", "  ? __pfx_call_it+0x1/0x2\n[    4.001701]  ? call_it+");
+    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle page fault in call_it"]);
 }
 
 #[test]

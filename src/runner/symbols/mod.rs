@@ -46,7 +46,7 @@ static SYMBOL: LazyLock<Regex> = LazyLock::new(|| {
 /// A kernel and its modules.
 #[derive(Debug)]
 pub struct Symbols {
-    kernel: Binary,
+    kernel: Option<Binary>,
     /// By name as the kernel has it.
     modules: HashMap<String, Module>,
     /// What was looked up, as traces repeat themselves.
@@ -81,8 +81,13 @@ impl Symbols {
     ///
     /// `vmlinux` cannot be read, or has no line numbers.
     pub fn of(vmlinux: &Path, modules: &[PathBuf]) -> Result<Self, Error> {
+        Ok(Self { kernel: Some(Binary::open(vmlinux)?), ..Self::of_modules(modules) })
+    }
+
+    /// The same for a kernel that has no line numbers, whose modules may have some.
+    pub fn of_modules(modules: &[PathBuf]) -> Self {
         let modules = modules.iter().filter_map(|path| Some((module_name(path)?, Module::Unread(path.clone()))));
-        Ok(Self { kernel: Binary::open(vmlinux)?, modules: modules.collect(), known: HashMap::new() })
+        Self { kernel: None, modules: modules.collect(), known: HashMap::new() }
     }
 
     /// `text` with the place after each function that is known: what was inlined first, the function itself last.
@@ -116,7 +121,7 @@ impl Symbols {
     }
 
     fn binary(&mut self, module: Option<&str>) -> Option<&Binary> {
-        let Some(name) = module else { return Some(&self.kernel) };
+        let Some(name) = module else { return self.kernel.as_ref() };
         let module = self.modules.get_mut(name)?;
         if let Module::Unread(path) = module {
             *module = Binary::open(path).map_or(Module::Useless, |binary| Module::Read(Box::new(binary)));

@@ -30,6 +30,9 @@ fn modules_are_known_by_their_names() {
     for unknown in [" unlink_it+0x10/0x30 [other]", " unlink_it+0x10/0x30 [no_such]", " use_other+0x1/0x10 [bad]"] {
         assert_eq!(decode(unknown), unknown);
     }
+    let mut alone = Symbols::of_modules(&[fixture("bad.ko")]);
+    let text = " init_it+0x10/0x20\n init_it+0x10/0x20 [bad]";
+    assert_eq!(alone.decode(text), format!("{text} (bad.c:23)"));
     assert_eq!(module_name(Path::new("/x/some-module.ko.xz")).as_deref(), Some("some_module"));
 }
 
