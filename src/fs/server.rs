@@ -18,14 +18,13 @@ const MAX_PAGES: u16 = 256;
 const MAX_WRITE: u32 = (MAX_PAGES as u32) << 12;
 /// Requests that the guest may have under way without anybody waiting for them, such as readahead.
 const MAX_BACKGROUND: u16 = 64;
-/// Everything that is understood here. POSIX locks and flock are not on the list, so the guest keeps them for itself; nor
-/// is READDIRPLUS_AUTO: programs that list a directory mostly look at its files next, and Linux guesses that too late for
-/// those that read the whole of it first, as `ls -l` does.
+/// Everything that is understood here. POSIX locks and flock are not on the list, so the guest keeps them for itself.
 const OFFERED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
     | init::ASYNC_DIO
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
