@@ -122,6 +122,19 @@ fn the_page_of_run_has_every_option_of_its_own() {
     }
 }
 
+#[test]
+fn the_page_of_test_has_every_option_of_its_own() {
+    let (all, page) = (belljar::cli::command(), include_str!("../docs/test.md"));
+    let longs = |verb: &str| {
+        let arguments = all.find_subcommand(verb).unwrap().get_arguments();
+        arguments.filter_map(|arg| arg.get_long().map(str::to_string)).collect::<Vec<_>>()
+    };
+    let known = longs("run");
+    for long in longs("test").iter().filter(|long| !known.contains(long)) {
+        assert!(page.contains(&format!("--{long}")), "docs/test.md does not mention --{long}");
+    }
+}
+
 /// The page's promises name tests that there are: in `tests/FILE.rs`, or in a module.
 #[test]
 fn every_promise_has_its_test() {

@@ -26,7 +26,10 @@ fn a_command_is_a_test() {
     for text in ["status 3", "| said", "| more", "kept in: kept/sh", "repeat: "] {
         assert!(failed.errors.contains(text), "no `{text}`: {failed}");
     }
-    assert_eq!(bench.read("kept/sh/output.log"), "said\nmore\n");
+    // Which comes first is nobody's business: they are two streams.
+    let mut kept: Vec<_> = bench.read("kept/sh/output.log").lines().map(str::to_string).collect();
+    kept.sort();
+    assert_eq!(kept, ["more", "said"]);
     assert!(bench.read("kept/sh/console.log").contains("Linux version"));
     assert!(bench.read("kept/sh/run.toml").contains("command = "));
     let script = bench.read("kept/sh/reproduce.sh");
@@ -281,4 +284,140 @@ fn git_bisect_finds_the_commit() {
     let output = std::process::Command::new("sh").args(["-c", &script]).current_dir(&dir).output().unwrap();
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && text.contains("\nchange 4\n"), "{text}");
+}
+
+/// A kernel that looks for faults, and a module that has them.
+#[test]
+fn planted_faults_are_named() {
+    let bench = bench!("tree-test");
+    let suite = r#"
+[defaults]
+kernel = "KERNEL"
+timeout = 200
+volumes = ["KERNEL/planted:/mnt:ro"]
+[[test]]
+name = "use-after-free"
+command = "insmod /mnt/planted.ko fault=use-after-free"
+[[test]]
+name = "lock-order"
+command = "insmod /mnt/planted.ko fault=lock-order"
+[[test]]
+name = "rcu-stall"
+command = "insmod /mnt/planted.ko fault=rcu-stall seconds=12"
+append = "rcupdate.rcu_cpu_stall_timeout=3"
+cpus = 2
+[[test]]
+name = "hung-task"
+command = "echo 2 >/proc/sys/kernel/hung_task_timeout_secs; insmod /mnt/planted.ko fault=hung-task seconds=8"
+[[test]]
+name = "null"
+command = "insmod /mnt/planted.ko fault=null"
+[[test]]
+name = "warned"
+command = "insmod /mnt/planted.ko fault=warn"
+splats = { warning = "warn" }
+"#;
+    let (outcome, report) = bench.suite(suite, &["--jobs", "2"]);
+    outcome.code(3);
+    for (id, status, kind, title) in [
+        ("use-after-free", "fail", "kasan", "KASAN: slab-use-after-free in planted_use_after_free"),
+        ("lock-order", "fail", "lockdep", "possible deadlock in planted_lock_order"),
+        ("rcu-stall", "fail", "rcu-stall", "INFO: rcu detected stall in planted_"),
+        ("hung-task", "fail", "hung-task", "INFO: task hung in planted_"),
+        ("null", "crash", "oops", "BUG: kernel NULL pointer dereference in planted_null"),
+        ("warned", "pass", "warning", "WARNING in planted_warn"),
+    ] {
+        let found = test(&report, id);
+        assert_eq!(found["status"], status, "{id}: {found:#}");
+        let splat = found["splats"].as_array().unwrap().iter().find(|splat| splat["kind"] == kind);
+        let splat = splat.unwrap_or_else(|| panic!("{id}: no {kind} in {found:#}"));
+        assert!(splat["title"].as_str().unwrap().starts_with(title), "{id}: {splat:#}");
+    }
+    let trace = test(&report, "use-after-free")["splats"][0]["text"].as_str().unwrap().to_string();
+    for place in ["planted.c:", "mm/kasan/report.c:"] {
+        assert!(trace.contains(place), "no {place} in\n{trace}");
+    }
+}
+
+/// A suite of which one case kills the kernel, or never ends.
+#[test]
+fn a_suite_that_is_cut_short_has_a_case_to_blame() {
+    let bench = bench!("tree-test");
+    let suite = r#"
+[defaults]
+kernel = "KERNEL"
+append = "kunit.enable=1 kunit.filter_glob=planted*"
+volumes = ["KERNEL/planted:/mnt:ro"]
+timeout = 120
+[[test]]
+name = "whole"
+command = "insmod /mnt/planted_kunit.ko"
+[[test]]
+name = "oops"
+command = "insmod /mnt/planted_kunit.ko fault=oops"
+[[test]]
+name = "hang"
+command = "insmod /mnt/planted_kunit.ko fault=hang"
+timeout = 60
+"#;
+    let (outcome, report) = bench.suite(suite, &["--jobs", "2"]);
+    outcome.code(3);
+    let statuses = |id: &str| -> Vec<(String, String)> {
+        let cases = test(&report, id)["cases"].as_array().unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
+        cases.iter().map(|case| (text(&case["path"].as_array().unwrap()[1]), text(&case["status"]))).collect()
+    };
+    let of = |list: &[(String, String)], name: &str| list.iter().find(|(case, _)| case == name).map(|(_, s)| s.clone());
+    let whole = statuses("whole");
+    assert_eq!(
+        (of(&whole, "passes").as_deref(), of(&whole, "fails").as_deref()),
+        (Some("pass"), Some("fail")),
+        "{whole:?}"
+    );
+    assert_eq!(
+        (of(&whole, "skips").as_deref(), of(&whole, "faulty").as_deref()),
+        (Some("skip"), Some("pass")),
+        "{whole:?}"
+    );
+    assert_eq!(test(&report, "whole")["status"], "fail");
+    for (id, status) in [("oops", "crash"), ("hang", "timeout")] {
+        assert_eq!(test(&report, id)["status"], status, "{:#}", test(&report, id));
+        let cases = statuses(id);
+        assert!(cases.iter().any(|(_, of_case)| of_case == status), "{id}: {cases:?}");
+        assert_eq!(of(&cases, "passes").as_deref(), Some("pass"), "{id}: {cases:?}");
+    }
+}
+
+#[test]
+fn selftests_of_the_kernel_run_in_a_matrix() {
+    let bench = bench!("tree-small");
+    let Some(tree) = common::asset("tree-test") else { return };
+    let suite = r#"
+[defaults]
+timeout = 200
+kselftest-dir = "TREE/kselftest"
+[[kernel]]
+name = "small"
+kernel = "KERNEL"
+[[kernel]]
+name = "checked"
+kernel = "TREE"
+[[machine]]
+cpus = 1
+[[machine]]
+cpus = 2
+[[test]]
+name = "self"
+kselftest = ["size", "timers:nanosleep"]
+"#;
+    let suite = suite.replace("TREE", tree.to_str().unwrap());
+    let (outcome, report) = bench.suite(&suite, &["--jobs", "2", "--junit", "r.xml"]);
+    outcome.code(0);
+    let tests = report["tests"].as_array().unwrap();
+    assert_eq!(tests.len(), 8, "{report:#}");
+    for id in ["small/1cpu/self.size", "checked/2cpus/self.timers"] {
+        let cases = test(&report, id)["cases"].as_array().unwrap();
+        assert!(!cases.is_empty() && cases.iter().all(|case| case["status"] == "pass"), "{id}: {cases:?}");
+    }
+    assert_eq!(bench.read("r.xml").matches("<testsuite ").count(), 4);
 }

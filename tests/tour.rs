@@ -74,14 +74,15 @@ impl Place {
             fs::create_dir(place.dir.path().join(name)).unwrap();
         }
         let known = "case $1 in kernel-6.12-cloud) echo \"$KERNEL\" ;; initramfs-6.12-cloud) echo \"$INITRAMFS\" ;; \
-                     *) echo \"no asset $1 here\" >&2; exit 1 ;; esac";
+                     tree-small) echo \"$BELLJAR_ASSET_TREE_SMALL\" ;; *) echo \"no asset $1 here\" >&2; exit 1 ;; esac";
         place.program("scripts/assets", known);
         // By its path, because busybox prefers its own to what PATH says, and that makes no taps.
         let ip = path_of("ip").unwrap_or_default();
         place.program("bin/sudo", &format!("[ \"$1\" = ip ] || exec \"$@\"\nshift; exec {} \"$@\"", ip.display()));
         // Somebody sits at the keyboard of each guest whose input does not come from elsewhere; and waits for no guest
         // for ever. Pages do not say which engine; this test run does.
-        let typing = "case $1 in run) shift; set -- run --engine \"$ENGINE\" --kernel \"$KERNEL_ASSET\" \"$@\" ;; esac\n\
+        let typing = "case $1 in run) shift; set -- run --engine \"$ENGINE\" --kernel \"$KERNEL_ASSET\" \"$@\" ;; \
+                      test) shift; set -- test --engine \"$ENGINE\" \"$@\" ;; esac\n\
                       if [ \"$(readlink /proc/self/fd/0)\" = \"$KEYBOARD\" ]; then exec <\"$KEYBOARD\"; fi\n\
                       case \"$*\" in [!b]* | *--timeout* | *--dry-run*) ;; *) set -- \"$@\" --timeout 100 ;; esac\n\
                       case \"$*\" in *--engine*) ;; boot\\ *) set -- \"$@\" --engine \"$ENGINE\" ;; esac\n\
@@ -295,4 +296,9 @@ fn deterministic() {
 #[test]
 fn run() {
     tour("run.md", include_str!("../docs/run.md"));
+}
+
+#[test]
+fn test() {
+    tour("test.md", include_str!("../docs/test.md"));
 }

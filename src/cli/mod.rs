@@ -106,7 +106,7 @@ pub fn main() -> ExitCode {
         Err(e) => {
             if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 eprintln!("{}", usage_line(&e));
-                return EXIT_USAGE.into();
+                return if test::is_bisect() { test::SKIP } else { EXIT_USAGE }.into();
             }
             // Help and version are no errors; a closed pipe while printing them is none either.
             let _ = e.print();

@@ -19,7 +19,7 @@ use output::Outputs;
 /// Signals that end everything: the first asks the guests, the second does not.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 /// What `git bisect run` takes for a revision that cannot be tested.
-const SKIP: u8 = 125;
+pub const SKIP: u8 = 125;
 
 /// Flags and help of the subcommand.
 pub fn command() -> Command {
@@ -54,6 +54,12 @@ pub fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         Err(failure) if bisect => Err(Failure { code: SKIP, ..failure }),
         other => other,
     }
+}
+
+/// Whether the command line, which cannot be understood, is one for `git bisect run`: that takes 2 for a bad revision.
+pub fn is_bisect() -> bool {
+    let mut words = std::env::args().skip(1).take_while(|word| word != "--");
+    words.next().is_some_and(|verb| verb == "test") && words.any(|word| word == "--bisect")
 }
 
 /// As `git bisect run` wants it: whatever the kernel did wrong is bad, and nothing ends the search.
