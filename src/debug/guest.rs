@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, dump};
 use super::memory::Memory;
 use super::points::Points;
 use super::registers::Image;
+use super::{Error, dump};
 use crate::arch::x86_64::state::{Activity, CpuState};
 use crate::engine::debug::{On, Stop, Wanted};
 use crate::machine::leash::Leash;
@@ -172,7 +172,9 @@ impl Guest {
         let points = &self.points;
         // A breakpoint is met again if it still counts.
         let counts = |event: &Event| match event {
-            Event::Stop(_, Stop::Watchpoint(watchpoint)) => watchpoint.on != On::Execution && points.watches(watchpoint),
+            Event::Stop(_, Stop::Watchpoint(watchpoint)) => {
+                watchpoint.on != On::Execution && points.watches(watchpoint)
+            }
             Event::Stop(..) => false,
             Event::Crash(_) => true,
         };

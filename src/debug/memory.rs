@@ -119,13 +119,8 @@ mod tests {
     fn memory() -> (Memory, SystemRegisters) {
         let ram = Ram::new(&[(0, 1 << 20)], Backing::Anonymous).unwrap();
         ram.write(0x8000, &identity_4g(0x8000)).unwrap();
-        let system = SystemRegisters {
-            cr0: 0x8000_0001,
-            cr3: 0x8000,
-            cr4: 0x20,
-            efer: 0x500,
-            ..SystemRegisters::default()
-        };
+        let system =
+            SystemRegisters { cr0: 0x8000_0001, cr3: 0x8000, cr4: 0x20, efer: 0x500, ..SystemRegisters::default() };
         (Memory::new(ram), system)
     }
 

@@ -59,9 +59,15 @@ mod tests {
         assert_eq!("1234".parse(), Ok(DebugAddress::Port(1234)));
         assert_eq!("unix:/run/x".parse(), Ok(DebugAddress::Unix("/run/x".into())));
         for wrong in ["", "unix:", "65536", "localhost:5", "/run/x"] {
-            assert!(wrong.parse::<DebugAddress>().unwrap_err().contains("a port such as 1234, or unix:PATH"), "{wrong}");
+            assert!(
+                wrong.parse::<DebugAddress>().unwrap_err().contains("a port such as 1234, or unix:PATH"),
+                "{wrong}"
+            );
         }
         let spec = MachineSpec::from_toml("gdb = 1234\ngdb-on-crash = \"unix:x\"\n").unwrap();
-        assert_eq!((spec.gdb, spec.gdb_on_crash), (Some(DebugAddress::Port(1234)), Some(DebugAddress::Unix("x".into()))));
+        assert_eq!(
+            (spec.gdb, spec.gdb_on_crash),
+            (Some(DebugAddress::Port(1234)), Some(DebugAddress::Unix("x".into())))
+        );
     }
 }

@@ -97,8 +97,7 @@ mod tests {
         for entry in 0..512u64 {
             ram.write(0x1000 + 8 * entry, &0x1003u64.to_le_bytes()).unwrap();
         }
-        let system =
-            SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
+        let system = SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
         let mut cpu = CpuState { system, ..CpuState::default() };
         assert_eq!(kernel(&ram, &[cpu.clone()]), []);
         cpu.system.efer = 0;
@@ -122,8 +121,7 @@ mod tests {
         for (at, entry) in entries {
             ram.write(at, &entry.to_le_bytes()).unwrap();
         }
-        let system =
-            SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
+        let system = SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
         let runs = kernel(&ram, &[CpuState { system, ..CpuState::default() }]);
         let base = 0xffff_8880_0000_0000;
         let load = |linear, physical, len| Load { linear: base + linear, physical, len };

@@ -185,11 +185,14 @@ mod tests {
             .filter(|header| header.p_type(little) == object::elf::PT_LOAD)
             .map(|header| (header.p_vaddr(little), header.p_paddr(little), header.p_filesz(little)))
             .collect();
-        assert_eq!(loads, [
-            (0xffff_8880_0000_0000, 0, 1 << 20),
-            (0xffff_8880_0040_0000, 4 << 20, 8 << 20),
-            (0xffff_ffff_8100_0000, 4 << 20, 2 << 20),
-        ]);
+        assert_eq!(
+            loads,
+            [
+                (0xffff_8880_0000_0000, 0, 1 << 20),
+                (0xffff_8880_0040_0000, 4 << 20, 8 << 20),
+                (0xffff_ffff_8100_0000, 4 << 20, 2 << 20),
+            ]
+        );
         let text = file.elf_program_headers()[3].data(little, &*data).unwrap();
         assert_eq!(&text[0x10_0000..0x10_0004], b"text");
         assert!(write(&dir.path().join("none/core"), &ram, &[]).is_err());
