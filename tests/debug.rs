@@ -39,7 +39,8 @@ fn a_guest_is_debugged_from_its_first_instruction_and_its_status_is_kept() {
     gdb.tell("P0=0a00000000000000");
     assert_eq!((gdb.step(1), gdb.register(0), gdb.register(2)), (at + 5, 10, 3));
     let inc = at + 5;
-    for round in 11..13 {
+    let rounds = if can_break(common::tiny_engine().unwrap()) { 11..13 } else { 0..0 };
+    for round in rounds {
         assert_eq!(gdb.step(1), inc + 1);
         gdb.tell(&format!("Z0,{inc:x},1"));
         assert_eq!(gdb.memory(inc, 1), "40", "the breakpoint is not seen");
@@ -104,6 +105,18 @@ fn thread(stop: &str) -> u32 {
     u32::from_str_radix(number, 16).unwrap()
 }
 
+/// Whether breakpoints work where the tests run: KVM on QEMU's CPU, as in `scripts/nested`, has neither debug registers nor
+/// INT3 for a hypervisor (see `src/engine/guests/mod.rs`); nor has that of a paravirtual host.
+fn can_break(engine: &str) -> bool {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let real = cpu.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && !cpu.contains("QEMU TCG CPU");
+    let can = engine != "kvm" || real;
+    if !can {
+        println!("NOT RUN: breakpoints, which this KVM does not have");
+    }
+    can
+}
+
 #[test]
 fn a_kernel_stops_at_a_function_and_goes_on() {
     let Some(runner) = Runner::new("6.12-cloud") else { return };
@@ -120,18 +133,22 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     assert_eq!(gdb.ask("qfThreadInfo"), "m01,02");
     let code = gdb.memory(at, 16);
     assert_eq!(code.len(), 32, "{code}");
-    gdb.tell(&format!("Z0,{at:x},1"));
-    assert_eq!(gdb.memory(at, 16), code);
-    gdb.send("vCont;c");
     session.send("x");
-    let stop = gdb.wait();
-    assert!(stop.contains("swbreak:"), "{stop}");
-    let cpu = thread(&stop);
-    gdb.tell(&format!("Hg{cpu:x}"));
-    assert_eq!(gdb.rip(), at);
-    let stack = gdb.register(7);
-    assert!(stack >> 47 == 0x1ffff && gdb.memory(stack, 8).len() == 16, "{stack:x}");
-    gdb.tell(&format!("z0,{at:x},1"));
+    let cpu = if can_break(runner.engine) {
+        gdb.tell(&format!("Z0,{at:x},1"));
+        assert_eq!(gdb.memory(at, 16), code);
+        let stop = gdb.ask("vCont;c");
+        assert!(stop.contains("swbreak:"), "{stop}");
+        let cpu = thread(&stop);
+        gdb.tell(&format!("Hg{cpu:x}"));
+        assert_eq!(gdb.rip(), at);
+        let stack = gdb.register(7);
+        assert!(stack >> 47 == 0x1ffff && gdb.memory(stack, 8).len() == 16, "{stack:x}");
+        gdb.tell(&format!("z0,{at:x},1"));
+        cpu
+    } else {
+        1
+    };
     let steps = [0; 3].map(|_| gdb.step(cpu));
     assert!(steps.iter().all(|step| *step != at), "{steps:x?}");
     // It goes on until it is interrupted.

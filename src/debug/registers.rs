@@ -340,7 +340,7 @@ mod tests {
         let mut changed = image.clone();
         changed.register_mut(find("k_gs_base")).unwrap().fill(1);
         changed.register_mut(find("xmm3")).unwrap().fill(2);
-        changed.register_mut(find("gs")).unwrap().fill(3);
+        changed.register_mut(find("gs")).unwrap()[..2].fill(3);
         changed.apply(&mut state);
         assert_eq!(state.msrs, [(0x10, 5), (KERNEL_GS_BASE, 0x0101_0101_0101_0101)]);
         assert_eq!((state.system.gs.selector, state.system.gs.base), (0x303, 0xffff_8000_0000_0000));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::guests::debugger;
 use super::{CpuIo, Engine, Exit, IoAddr, Kicker, Vcpu, Vm, VmConfig};
 use crate::arch::x86_64::state::{Activity, CpuState, DebugRegisters, DescriptorTable, Events, Segment};
 use crate::irq::MsiMessage;
@@ -48,6 +49,8 @@ pub fn run_all(engine: &dyn Engine) {
         ("state round trip", state_round_trip),
         ("register pages", register_pages),
         ("a second CPU starts by INIT and SIPI", second_cpu),
+        ("a debugger steps over instructions", debugger::steps),
+        ("a debugger's breakpoint in a register", debugger::in_a_register),
     ];
     for (name, test) in tests {
         println!("{}: {name}", engine.name());

@@ -1,4 +1,4 @@
-//! A debugger outside of the guest (`engine::debug`).
+//! A debugger outside of the guest (`engine::debug`). What needs plain instructions alone is part of the contract.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -6,20 +6,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use iced_x86::code_asm::*;
 
 use super::super::contract::{CODE, DONE, Guest, HANDLER, IDT, LIMIT, long_mode};
-use super::{Asm, FREE, Test};
+use super::{Asm, FREE, Test, can_break};
 use crate::engine::debug::{On, Stop, Wanted, Watchpoint};
 use crate::engine::{CpuIo, Engine, Exit, IoAddr, Kicker, Vcpu};
 use crate::mem::Ram;
 
 pub(super) const TESTS: &[(&str, Test)] = &[
-    ("a debugger steps over instructions", steps),
     ("a debugger's breakpoints", breakpoints),
     ("a guest's own INT3 while a debugger has breakpoints", own_int3),
+    ("a debugger's watchpoints", watchpoints),
 ];
-
-/// What takes debug registers on engines that have only those.
-pub(super) const WATCHING: &[(&str, Test)] =
-    &[("a debugger's watchpoints", watchpoints), ("a debugger's breakpoint in a register", in_a_register)];
 
 const INT3: u8 = 0xcc;
 
@@ -97,7 +93,7 @@ impl Debugged {
     }
 }
 
-fn steps(engine: &dyn Engine) {
+pub(in crate::engine) fn steps(engine: &dyn Engine) {
     let mut guest = Debugged::new(engine, |a| {
         let mut over = a.create_label();
         a.nop()?;
@@ -187,7 +183,10 @@ fn watchpoints(engine: &dyn Engine) {
     guest.finish();
 }
 
-fn in_a_register(engine: &dyn Engine) {
+pub(in crate::engine) fn in_a_register(engine: &dyn Engine) {
+    if !can_break(engine) {
+        return println!("kvm: NOT RUN: debug registers, of which QEMU's emulation of SVM dies");
+    }
     let mut guest = Debugged::new(engine, |a| {
         a.nop()?;
         a.mov(eax, 5)?;
