@@ -102,9 +102,9 @@ mod tests {
         let crash = "\
 crash  mainline/cpus=4/planted  4.5 s
     Kernel panic - not syncing: Fatal exception
-    KASAN: slab-use-after-free in uaf_write (console, lines 812 to 861)
-    warning: WARNING in hrtimer_forward (console, lines 870 to 884)
-    Kernel panic: Fatal exception (console, lines 890 to 893)
+    KASAN: slab-use-after-free in uaf_write (console.log, lines 812 to 861)
+    warning: WARNING in hrtimer_forward (console.log, lines 870 to 884)
+    Kernel panic: Fatal exception (console.log, lines 890 to 893)
     crash planted/uaf: the kernel died
     | BUG: KASAN";
         assert!(page.contains(crash), "{page}");

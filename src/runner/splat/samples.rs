@@ -9,6 +9,7 @@ macro_rules! samples {
 }
 
 /// A report.
+#[cfg_attr(not(test), allow(dead_code, reason = "fuzzing wants only the texts"))]
 pub(crate) struct Sample {
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
