@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -84,7 +85,7 @@ fn packets_that_make_no_sense_cut_gdb_off_and_no_more() {
         "Z9,1,1",
         "qRcmd,ff00",
         "qXfer:features:read:target.xml:ffffffff,ffff",
-        "M100000,ffff:00",
+        "M200000,ffff:00",
         "\u{7f}#\u{0}",
     ] {
         let mut gdb = Debugger::attach(&socket);
@@ -169,8 +170,14 @@ fn gdb(vmlinux: &Path, more: &[&str], commands: &[String]) -> String {
     for command in commands {
         gdb.args(["-ex", command]);
     }
-    let output = gdb.output().unwrap();
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    // Both streams in one, so that the order of what is said stays.
+    let (mut text, writer) = std::io::pipe().unwrap();
+    let mut child = gdb.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+    drop(gdb);
+    let mut said = String::new();
+    text.read_to_string(&mut said).unwrap();
+    child.wait().unwrap();
+    said
 }
 
 /// Each of `wanted` comes after the one before.
@@ -250,7 +257,7 @@ fn gdb_follows_a_kernel_from_its_first_instruction() {
             "Breakpoint 4, 0x",
             "__x64_sys_execve",
             "cs             0x10",
-            "Run till exit",
+            "in do_syscall_64 ()",
             "detached",
         ],
     );
@@ -268,15 +275,18 @@ fn gdb_finds_a_dead_guest_and_opens_its_dump() {
     let mut session = runner.with(&["--cpus", "2"]).start(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
     session.hear("the guest has died and is kept for gdb");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the socket and the dump, and no draft");
-    let text = gdb(
-        &vmlinux,
-        &[],
-        &[format!("target remote {}", socket.display()), "thread apply all backtrace".into(), "detach".into()],
-    );
-    in_order(&text, &["panic", "sysrq", "detached"]);
+    let symbols = ["info threads", "x/s &linux_banner"].map(str::to_string);
+    let attach = format!("target remote {}", socket.display());
+    let alive = gdb(&vmlinux, &[], &[&[attach], &symbols[..], &["detach".into()]].concat());
+    in_order(&alive, &["(CPU 0)", "(CPU 1)", "Linux version 6.", "detached"]);
     session.finish(BOOT).code(120);
-    let dump = dump.display().to_string();
-    let commands = ["info threads", "thread apply all backtrace", "x/s &linux_banner"].map(str::to_string);
-    let text = gdb(&vmlinux, &[&dump], &commands);
-    in_order(&text, &["Thread 2", "Thread 1", "panic", "sysrq", "Linux version 6."]);
+    let dead = gdb(&vmlinux, &[&dump.display().to_string()], &symbols);
+    in_order(&dead, &["LWP 1", "LWP 2", "Linux version 6."]);
+    // Both CPUs are where they were, in functions that have names.
+    let places = |text: &str| -> Vec<String> {
+        let threads = text.lines().filter(|line| line.contains("(CPU ") || line.contains("  LWP "));
+        threads.map(|line| line.split("0x").nth(1).unwrap_or_else(|| panic!("{text}")).trim().into()).collect()
+    };
+    assert_eq!(places(&alive), places(&dead), "{alive}\n{dead}");
+    assert!(places(&dead).len() == 2 && places(&dead).iter().all(|place| place.ends_with(" ()")), "{dead}");
 }

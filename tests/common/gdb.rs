@@ -44,21 +44,29 @@ impl Debugger {
     /// Waits for the next packet.
     #[track_caller]
     pub fn wait(&mut self) -> String {
-        let (mut text, mut checksum) = (Vec::new(), 0);
+        while self.byte() != b'$' {}
+        let mut text = Vec::new();
         loop {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte).unwrap();
-            match byte[0] {
-                _ if checksum == 1 => {
-                    self.0.write_all(b"+").unwrap();
-                    return String::from_utf8(text).unwrap();
+            match self.byte() {
+                b'#' => break,
+                // The last byte, so many times more.
+                b'*' => {
+                    let more = usize::from(self.byte() - 29);
+                    text.resize(text.len() + more, *text.last().unwrap());
                 }
-                _ if checksum > 1 => checksum -= 1,
-                b'#' => checksum = 2,
-                b'$' | b'+' => text.clear(),
                 other => text.push(other),
             }
         }
+        let _checksum = [self.byte(), self.byte()];
+        self.0.write_all(b"+").unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[track_caller]
+    fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.0.read_exact(&mut byte).unwrap();
+        byte[0]
     }
 
     /// Sends a packet; the answer.
