@@ -9,13 +9,14 @@ use super::encoding::decode;
 use super::generate::address;
 use super::scope::undefined_flags;
 use super::tolerance::{Tolerance, near, tolerance};
+use super::tolerated::tolerated;
 
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 /// End of what Linux lets a process have.
 const NOT_OURS: u64 = 0x7fff_ffff_f000;
 /// Flags that instructions change at privilege 3: status, DF, NT, AC, ID.
-const FLAGS: u64 = 0x24_4cd5;
+pub const FLAGS: u64 = 0x24_4cd5;
 
 /// What differs, one line each; nothing if the outcomes agree.
 pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
@@ -30,7 +31,8 @@ pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
         lines.push(format!("ends: host {}, soft {}", end(host.end), end(soft.end)));
         return lines;
     }
-    let (a, b, start) = (&host.state, &soft.state, &case.start);
+    let (a, start) = (&host.state, &case.start);
+    let b = &tolerated(tolerance, &instruction, start, a, &soft.state);
     let mut number = |name: &str, before: u64, host: u64, soft: u64| {
         if host != soft {
             lines.push(format!("{name}: was {before:#x}, host {host:#x}, soft {soft:#x}"));
@@ -44,31 +46,9 @@ pub fn differences(case: &Case, host: &Outcome, soft: &Outcome) -> Vec<String> {
     number("gs base", start.gs, a.gs, b.gs);
     let mask = FLAGS & !undefined_flags(&instruction);
     number("flags", start.rflags & mask, a.rflags & mask, b.rflags & mask);
-    let mut known = b.vector;
-    if matches!(tolerance, Tolerance::Entered) || vectors_entered(&instruction, host.end) {
-        enter_mmx(&mut known, &a.vector);
-    }
-    let flags = match tolerance {
-        Tolerance::Flags(flags) => flags,
-        Tolerance::Entered => 0x38,
-        _ => 0,
-    };
-    known[24] = known[24] & !flags | a.vector[24] & flags;
-    vectors(case, &a.vector, &known, &mut lines);
+    vectors(case, &a.vector, &b.vector, &mut lines);
     memory(case, &instruction, host, soft, &mut lines);
     lines
-}
-
-/// MASKMOVQ is in MMX mode before it accesses memory, as in `Tolerance::Entered`.
-fn vectors_entered(instruction: &Instruction, end: End) -> bool {
-    instruction.mnemonic() == Mnemonic::Maskmovq && matches!(end, End::Fault { .. })
-}
-
-/// Takes the x87 stack over from the host, where entering MMX mode has turned it around.
-fn enter_mmx(soft: &mut [u8], host: &[u8]) {
-    for range in [3..5, 32..160] {
-        soft[range.clone()].copy_from_slice(&host[range]);
-    }
 }
 
 fn end(end: End) -> String {

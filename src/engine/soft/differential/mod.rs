@@ -18,6 +18,7 @@ mod random;
 mod scope;
 mod soft;
 mod tolerance;
+mod tolerated;
 mod trampoline;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -144,6 +144,16 @@ fn has_prefix(bytes: &[u8], prefix: u8) -> bool {
 }
 
 /// Status flags, as bits of RFLAGS, that `instruction` leaves undefined and in which the software CPU may therefore differ.
-pub fn undefined_flags(_instruction: &Instruction) -> u64 {
-    0
+pub fn undefined_flags(instruction: &Instruction) -> u64 {
+    const OF: u64 = 0x800;
+    match instruction.mnemonic() {
+        // SDM volume 2, RCL/RCR/ROL/ROR, and APM volume 3, ROL: undefined unless the count is 1. The software CPU has its
+        // flags from the form with CL; Intel's CPUs leave OF alone in the form with an immediate.
+        Mnemonic::Rol | Mnemonic::Ror if instruction.op1_kind() == OpKind::Immediate8 => {
+            let quad = instruction.op0_register().is_gpr64() || instruction.memory_size().size() == 8;
+            let count = instruction.immediate8() & if quad { 63 } else { 31 };
+            if count == 1 { 0 } else { OF }
+        }
+        _ => 0,
+    }
 }
