@@ -94,7 +94,7 @@ fn masked(instruction: &Instruction, faults: Faults) -> Tolerance {
         // canonical.
         (
             Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq,
-            (Some(12..=14), None | Some(13)) | (None, Some(13)) | (Some(13), Some(14)),
+            (Some(12..=14), None | Some(13)) | (None, Some(13)) | (Some(12..=13), Some(14)),
         ) => Tolerance::Order,
         // Which byte of the operand CR2 tells is written nowhere: with Intel's CPUs the last one.
         (Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq, (Some(14), Some(14)))
@@ -128,7 +128,7 @@ fn x87(instruction: &Instruction, host: &Outcome, faults: Faults) -> Tolerance {
         (Maskmovq, (Some(_), Some(_))) => Tolerance::Entered,
         // With an exception that is not masked nothing is stored (SDM volume 1, 8.5.1), and Intel's CPUs do not look at the
         // memory. Exceptions of one class come in an order of the implementation's choice (SDM volume 3, 6.9).
-        (Fist | Fistp | Fisttp | Fst | Fstp, (None, Some(12..=14))) if pending(host) => Tolerance::Order,
+        (Fbstp | Fist | Fistp | Fisttp | Fst | Fstp, (None, Some(12..=14))) if pending(host) => Tolerance::Order,
         _ => Tolerance::None,
     }
 }
