@@ -56,7 +56,7 @@ impl Binary {
     }
 
     fn take_symbols(&mut self, elf: &Elf<'_>, bases: &HashMap<object::SectionIndex, u64>) {
-        for symbol in elf.symbols().filter(|symbol| matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label)) {
+        for symbol in elf.symbols().filter(|symbol| is_code(symbol.kind())) {
             let (Ok(name), Some(section)) = (symbol.name(), symbol.section_index()) else { continue };
             let address = symbol.address().wrapping_add(bases.get(&section).copied().unwrap_or_default());
             self.symbols.entry(name.to_owned()).or_default().push(address);
@@ -113,4 +113,9 @@ fn root(dwarf: &gimli::Dwarf<Reader>) -> Option<String> {
         }
     }
     None
+}
+
+/// Functions, and what assembly code names without saying what it is.
+fn is_code(kind: SymbolKind) -> bool {
+    matches!(kind, SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown)
 }
