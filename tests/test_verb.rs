@@ -78,6 +78,9 @@ expected-failures = ["b"]
 name = "short"
 command = "printf 'KTAP version 1\n1..3\nok 1 a\n'"
 [[test]]
+name = "no-plan"
+command = "printf 'KTAP version 1\nok 1 a\n'"
+[[test]]
 name = "as-expected"
 command = "exit 4"
 expect = { status = 4 }
@@ -102,6 +105,7 @@ command = "echo 'KTAP version 1'; echo '1..0 # SKIP nothing here'"
         ("cases", "fail", "1 of 3 cases: b"),
         ("known", "pass", ""),
         ("short", "crash", ""),
+        ("no-plan", "pass", ""),
         ("as-expected", "pass", ""),
         ("crash-expected", "pass", ""),
     ] {
@@ -112,7 +116,9 @@ command = "echo 'KTAP version 1'; echo '1..0 # SKIP nothing here'"
     }
     assert_ne!(test(&report, "skipped")["status"], "fail", "{report:#}");
     assert_eq!(report["exit_code"], 3);
-    assert_eq!(report["tests"].as_array().unwrap().len(), 13);
+    assert_eq!(report["tests"].as_array().unwrap().len(), 14);
+    // As the kernel's own reader has it: no failure, but something to say.
+    assert!(test(&report, "no-plan")["notes"][0].as_str().unwrap().contains("no plan"));
     let cases = test(&report, "cases")["cases"].as_array().unwrap().clone();
     let statuses: Vec<_> = cases.iter().map(|case| case["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["pass", "fail", "skip"]);

@@ -208,9 +208,10 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     // A guest that died says more on its console than its command did.
     let by_console = tail.is_empty() || matches!(end(&verdict), End::Died) || !splats.is_empty();
     result.tail = if by_console { heard.tail } else { tail };
+    result.notes = found.problems;
+    result.notes.extend(ktap.problems);
     (result.cases, result.splats) = (ktap.cases, splats);
     (result.verdict, result.stages, result.engine) = (Some(verdict), Some(stages), Some(engine.into()));
     result.release = kernel.release;
-    result.notes = found.problems;
     again
 }

@@ -17,13 +17,16 @@ pub(super) fn decode(splats: &mut [Splat], kernel: &KernelReport, run: &RunSpec)
     if splats.is_empty() {
         return;
     }
-    let Some(vmlinux) = vmlinux(kernel) else { return };
     let names: BTreeSet<_> = splats.iter().flat_map(|splat| modules_in(&splat.text)).collect();
     let modules: Vec<_> = names.iter().filter_map(|name| module(name, kernel, run)).collect();
-    match Symbols::of(&vmlinux, &modules) {
-        Ok(mut symbols) => splats.iter_mut().for_each(|splat| splat.text = symbols.decode(&splat.text)),
-        Err(e) => tracing::info!("no places in the source: {e}"),
-    }
+    let whole = vmlinux(kernel).map(|vmlinux| Symbols::of(&vmlinux, &modules)).transpose();
+    let mut symbols = whole.unwrap_or_else(|e| {
+        // Modules may have what the kernel has not.
+        tracing::info!("no places in the source of the kernel: {e}");
+        None
+    });
+    let symbols = symbols.get_or_insert_with(|| Symbols::of_modules(&modules));
+    splats.iter_mut().for_each(|splat| splat.text = symbols.decode(&splat.text));
 }
 
 /// The build tree, if that is where the kernel comes from.

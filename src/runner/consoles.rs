@@ -66,7 +66,10 @@ impl Consoles {
         let mut reader = most.unwrap_or_else(|| Reader::new(&self.policy));
         let rest = reader.last_line();
         rest.iter().for_each(|line| reader.line(line, self));
-        reader.splats.extend(reader.scanner.finish());
+        // Those that were held back, as more might have belonged to them.
+        while let Some(splat) = reader.scanner.finish() {
+            reader.keep(Some(splat));
+        }
         Heard { ktap: reader.parser.finish(end), splats: reader.splats, tail: reader.tail.text() }
     }
 
@@ -106,15 +109,19 @@ impl Reader {
         last
     }
 
+    fn keep(&mut self, splat: Option<Splat>) {
+        if self.splats.len() < SPLATS {
+            self.splats.extend(splat);
+        }
+    }
+
     fn line(&mut self, line: &str, around: &Consoles) {
         self.count += 1;
         self.tail.add(line);
         let under_way = around.under_way.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let case = self.parser.current().or(under_way);
         let splat = self.scanner.line(line, self.count, case.as_deref());
-        if self.splats.len() < SPLATS {
-            self.splats.extend(splat);
-        }
+        self.keep(splat);
         for event in self.parser.line(line, around.began.elapsed().as_secs_f64()) {
             if let Event::Ended(case) = &event {
                 (around.on_case)(case);

@@ -48,18 +48,15 @@ pub(super) fn judge(seen: &Seen<'_>, expect: Expect) -> Judgement {
 }
 
 fn without_expectation(seen: &Seen<'_>) -> Judgement {
-    let by_end = by_verdict(seen);
-    // What it does to the kernel says more than what it says of itself; that more than a status.
-    let candidates = [by_end, by_splats(seen.splats), by_cases(seen.ktap)];
-    let worst = candidates.iter().map(|(status, _)| *status).max().unwrap_or(Status::Pass);
-    let splat_or_case = candidates.get(1..).unwrap_or_default().iter().find(|(status, _)| *status == worst);
-    let found = splat_or_case.or_else(|| candidates.first()).cloned().unwrap_or((Status::Pass, None));
-    let skipped = !seen.ktap.cases.is_empty() && seen.ktap.cases.iter().all(|case| case.status == Status::Skip);
-    match found.0 {
-        Status::Pass if skipped => (Status::Skip, Some(reason_of_skip(&seen.ktap.cases))),
-        Status::Pass | Status::Xfail => (Status::Pass, None),
-        _ if found.0 < worst => candidates.into_iter().find(|(status, _)| *status == worst).unwrap_or(found),
-        _ => found,
+    // Of equals: what it does to the kernel says more than what it says of itself, and that more than a status.
+    let found = [by_splats(seen.splats), by_cases(seen.ktap), by_verdict(seen)];
+    let worst = found.into_iter().reduce(|worst, next| if next.0 > worst.0 { next } else { worst });
+    let cases = &seen.ktap.cases;
+    let skipped = !cases.is_empty() && cases.iter().all(|case| case.status == Status::Skip);
+    match worst.unwrap_or((Status::Pass, None)) {
+        (Status::Pass, _) if skipped => (Status::Skip, Some(reason_of_skip(cases))),
+        (Status::Pass, _) => (Status::Pass, None),
+        bad => bad,
     }
 }
 
@@ -133,4 +130,85 @@ fn reason_of(bad: &[&Case], of: usize) -> String {
 
 fn reason_of_skip(cases: &[Case]) -> String {
     cases.iter().find_map(|case| case.message.clone()).unwrap_or_else(|| "all its cases were skipped".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::ktap::{End, Parser};
+
+    fn ktap(text: &str) -> Ktap {
+        let mut parser = Parser::new();
+        text.lines().for_each(|line| drop(parser.line(line, 0.0)));
+        parser.finish(End::Whole)
+    }
+
+    fn splat(kind: SplatKind, action: Action) -> Splat {
+        Splat { kind, title: format!("{kind:?} in f"), action, case: None, lines: (1, 2), text: String::new() }
+    }
+
+    /// What comes of a command that ended like this.
+    fn of(verdict: &Verdict, cases: &str, splats: &[Splat], expect: Expect) -> (Status, String) {
+        let ktap = ktap(cases);
+        let seen = Seen { what: &What::Command, verdict, ktap: &ktap, splats };
+        let (status, reason) = judge(&seen, expect);
+        (status, reason.unwrap_or_default())
+    }
+
+    const DONE: Verdict = Verdict::Finished { status: 0 };
+    const FAILED: Verdict = Verdict::Finished { status: 3 };
+    const GOOD: &str = "KTAP version 1\n1..2\nok 1 a\nok 2 b # SKIP none\n";
+    const BAD: &str = "KTAP version 1\n1..2\nok 1 a\nnot ok 2 b\n";
+
+    #[test]
+    fn the_gravest_counts_and_says_why() {
+        let plain = |verdict, cases, splats: &[Splat]| of(&verdict, cases, splats, Expect::Pass);
+        assert_eq!(plain(DONE, "", &[]), (Status::Pass, String::new()));
+        assert_eq!(plain(DONE, GOOD, &[]), (Status::Pass, String::new()));
+        assert_eq!(plain(DONE, BAD, &[]), (Status::Fail, "1 of 2 cases: b".into()));
+        assert_eq!(plain(FAILED, GOOD, &[]), (Status::Fail, "the command ended with status 3".into()));
+        assert_eq!(plain(DONE, "KTAP version 1\n1..1\nok 1 a # SKIP none\n", &[]).0, Status::Skip);
+        let warning = splat(SplatKind::Warning, Action::Fail);
+        assert_eq!(plain(FAILED, BAD, &[warning]), (Status::Fail, "Warning in f".into()));
+        assert_eq!(plain(DONE, "", &[splat(SplatKind::Warning, Action::Warn)]).0, Status::Pass);
+        assert_eq!(plain(DONE, "", &[splat(SplatKind::Oops, Action::Fail)]), (Status::Crash, "Oops in f".into()));
+        let panicked = Verdict::Panicked { message: Some("Kernel panic".into()) };
+        assert_eq!(plain(panicked, BAD, &[]), (Status::Crash, "Kernel panic".into()));
+        assert_eq!(plain(Verdict::TimedOut, "", &[]).0, Status::Timeout);
+        assert_eq!(plain(Verdict::NotFound { reason: "no x".into() }, "", &[]), (Status::Error, "no x".into()));
+    }
+
+    #[test]
+    fn what_is_expected_is_good_and_anything_else_is_not() {
+        let status = |verdict: Verdict, expect| of(&verdict, "", &[], expect).0;
+        let crash = || Verdict::Panicked { message: None };
+        assert_eq!(status(FAILED, Expect::Fail), Status::Xfail);
+        assert_eq!(status(DONE, Expect::Fail), Status::Fail);
+        assert_eq!(status(crash(), Expect::Fail), Status::Crash);
+        assert_eq!((status(crash(), Expect::Crash), status(DONE, Expect::Crash)), (Status::Pass, Status::Fail));
+        assert_eq!(status(Verdict::TimedOut, Expect::Timeout), Status::Pass);
+        assert_eq!(
+            (status(FAILED, Expect::Status(3)), status(FAILED, Expect::Status(4))),
+            (Status::Pass, Status::Fail)
+        );
+        assert_eq!(of(&DONE, "", &[], Expect::Crash).1, "expected a crash, but it passed");
+    }
+
+    #[test]
+    fn kernels_without_user_space_count_by_their_results() {
+        let of = |message: &str, cases: &str| {
+            let verdict = Verdict::Panicked { message: Some(message.into()) };
+            let ktap = ktap(cases);
+            let what = What::Kunit { filter: None };
+            judge(&Seen { what: &what, verdict: &verdict, ktap: &ktap, splats: &[] }, Expect::Pass).0
+        };
+        let no_root = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+        assert_eq!((of(no_root, GOOD), of(no_root, BAD)), (Status::Pass, Status::Fail));
+        assert_eq!((of("Kernel panic - not syncing: Oops", GOOD), of(no_root, "")), (Status::Crash, Status::Crash));
+        let ktap = ktap("");
+        let what = What::Kunit { filter: None };
+        let seen = Seen { what: &what, verdict: &Verdict::PoweredOff, ktap: &ktap, splats: &[] };
+        let (status, reason) = judge(&seen, Expect::Pass);
+        assert!(status == Status::Error && reason.unwrap().contains("CONFIG_KUNIT"));
+    }
 }

@@ -64,6 +64,9 @@ fn failure(test: &TestResult, paint: Paint) -> String {
             add(&format!("{word}{}{place}", text::line(&splat.title)));
         }
     }
+    for note in &test.notes {
+        add(&text::line(note));
+    }
     let bad = || test.cases.iter().filter(|case| !case.status.is_good());
     for case in bad().take(CASES) {
         let message = case.message.as_deref().or_else(|| case.log.lines().next()).unwrap_or_default();
