@@ -191,8 +191,10 @@ fn memory(instruction: &Instruction) -> bool {
 pub fn near(host: End, soft: End) -> bool {
     match (host, soft) {
         (End::Fault { error, address, .. }, End::Fault { error: other, address: at, .. }) => {
+            // An operand may go around the end of addresses.
+            let apart = address.wrapping_sub(at).min(at.wrapping_sub(address));
             // One part may not be there, another not be writable.
-            (error ^ other) & !1 == 0 && address.abs_diff(at) < PAGE && address >= DATA - PAGE
+            (error ^ other) & !1 == 0 && apart < PAGE && address.max(at) >= DATA - PAGE
         }
         _ => false,
     }
