@@ -17,11 +17,14 @@ macro_rules! bench {
 #[test]
 fn a_command_is_a_test() {
     let bench = bench!("tree-small");
-    let passed = bench.on_kernel(&["--", "sh", "-c", "echo fine"]);
+    // QEMU's emulation of SVM, where scripts/nested needs it, does not tell KVM of XSETBV, and kernels notice.
+    let known = ["--ignore-splat", "XSAVE consistency problem"];
+    let passed = bench.on_kernel(&[&known[..], &["--", "sh", "-c", "echo fine"]].concat());
     passed.code(0);
     assert!(passed.errors.contains("pass") && passed.errors.contains("1 test: 1 passed"), "{passed}");
     assert_eq!(passed.console, "", "standard output is for KTAP");
-    let failed = bench.on_kernel(&["--artifacts", "kept", "--", "sh", "-c", "echo said; echo more >&2; exit 3"]);
+    let script = "echo said; echo more >&2; exit 3";
+    let failed = bench.on_kernel(&[&known[..], &["--artifacts", "kept", "--", "sh", "-c", script]].concat());
     failed.code(1);
     for text in ["status 3", "| said", "| more", "kept in: kept/sh", "repeat: "] {
         assert!(failed.errors.contains(text), "no `{text}`: {failed}");
