@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::run::Runner;
-use common::{host, scratch};
+use common::{asset, host, scratch};
 
 /// Seconds that a guest gets: these work for a while, on a busy host for several times as long.
 const LIMIT: u64 = 280;
@@ -57,4 +57,25 @@ fn git_sees_what_the_host_sees() {
     let seen = there(&runner, dir.path(), "", &format!("{change} {look}"));
     assert!(seen.contains("+more") && seen.contains("?? tree/d1/link") && seen.contains("new mode 100755"), "{seen}");
     assert_eq!(seen, here(dir.path(), &look));
+}
+
+#[test]
+fn tar_packs_ten_thousand_files() {
+    let Some(runner) = Runner::new("6.12-cloud") else { return };
+    let dir = scratch();
+    tree(dir.path(), 10_000);
+    let pack = "tar --sort=name --owner=0 --group=0 --numeric-owner --format=gnu -cf - . | cksum";
+    assert_eq!(there(&runner, dir.path(), ":ro", pack), here(dir.path(), pack));
+}
+
+/// fsx checks each of its operations on a file against what the file must hold.
+#[test]
+fn files_hold_what_was_written_whatever_comes_in_between() {
+    let (Some(runner), Some(fsx)) = (Runner::new("6.12-cloud"), asset("fsx")) else { return };
+    let dir = scratch();
+    fs::copy(fsx, dir.path().join("fsx")).unwrap();
+    // Seeds make each run the same; each has a mix of its own.
+    let script = "for seed in 1 2 3 4; do ./fsx -N 1500 -S $seed file-$seed >log-$seed 2>&1 || \
+                  { tail -n 40 log-$seed; exit 1; }; done; echo all equal";
+    assert_eq!(there(&runner, dir.path(), "", script), "all equal\n");
 }
