@@ -9,7 +9,7 @@ use super::consoles::{Consoles, Heard, OnCase, UnderWay};
 use super::judge::{Seen, is_over, is_without_user_space, judge};
 use super::keeper::{Found, Keeper, Wanted};
 use super::ktap::{End, Ktap};
-use super::outcome::{Case, Splat, Status, TestResult};
+use super::outcome::{Action, Case, Splat, Status, TestResult};
 use super::output::Printed;
 use super::place::Place;
 use super::pool::{Running, Stop};
@@ -206,7 +206,8 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     (result.status, result.reason) = judge(&seen, cell.expect);
     let again = result.status == Status::Error && matches!(verdict, Verdict::Failed { .. });
     // A guest that died says more on its console than its command did.
-    let by_console = tail.is_empty() || matches!(end(&verdict), End::Died) || !splats.is_empty();
+    let complained = splats.iter().any(|splat| splat.action == Action::Fail);
+    let by_console = tail.is_empty() || matches!(end(&verdict), End::Died) || complained;
     result.tail = if by_console { heard.tail } else { tail };
     result.notes = found.problems;
     result.notes.extend(ktap.problems);
