@@ -109,30 +109,27 @@ fn the_readme_has_every_option() {
     }
 }
 
-#[test]
-fn the_page_of_run_has_every_option_of_its_own() {
-    let (all, page) = (belljar::cli::command(), include_str!("../docs/run.md"));
+/// The options of a verb that `other` does not have are all on its page.
+fn has_options_of_its_own(verb: &str, other: &str, page: &str) {
+    let all = belljar::cli::command();
     let longs = |verb: &str| {
         let arguments = all.find_subcommand(verb).unwrap().get_arguments();
         arguments.filter_map(|arg| arg.get_long().map(str::to_string)).collect::<Vec<_>>()
     };
-    let known = longs("boot");
-    for long in longs("run").iter().filter(|long| !known.contains(long)) {
-        assert!(page.contains(&format!("--{long}")), "docs/run.md does not mention --{long}");
+    let known = longs(other);
+    for long in longs(verb).iter().filter(|long| !known.contains(long)) {
+        assert!(page.contains(&format!("--{long}")), "the page of {verb} does not mention --{long}");
     }
 }
 
 #[test]
+fn the_page_of_run_has_every_option_of_its_own() {
+    has_options_of_its_own("run", "boot", include_str!("../docs/run.md"));
+}
+
+#[test]
 fn the_page_of_test_has_every_option_of_its_own() {
-    let (all, page) = (belljar::cli::command(), include_str!("../docs/test.md"));
-    let longs = |verb: &str| {
-        let arguments = all.find_subcommand(verb).unwrap().get_arguments();
-        arguments.filter_map(|arg| arg.get_long().map(str::to_string)).collect::<Vec<_>>()
-    };
-    let known = longs("run");
-    for long in longs("test").iter().filter(|long| !known.contains(long)) {
-        assert!(page.contains(&format!("--{long}")), "docs/test.md does not mention --{long}");
-    }
+    has_options_of_its_own("test", "run", include_str!("../docs/test.md"));
 }
 
 /// The page's promises name tests that there are: in `tests/FILE.rs`, or in a module.

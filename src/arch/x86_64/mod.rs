@@ -5,6 +5,7 @@ pub mod cpuid;
 pub mod gdt;
 pub mod level;
 pub mod msr;
+pub mod page_table;
 pub mod paging;
 pub mod state;
 pub mod walk;

@@ -1,35 +1,10 @@
 //! From linear to guest-physical addresses by the guest's page tables, as somebody does who is not bound by their rights:
 //! a debugger (SDM volume 3, chapter 4). Nothing is marked as accessed.
 
+use super::page_table::{
+    ADDRESS, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA, FIVE_LEVEL, FOUR_LEVEL, LARGE, LEGACY, Level, PAE, PRESENT,
+};
 use super::state::SystemRegisters;
-
-const PG: u64 = 1 << 31;
-const PAE: u64 = 1 << 5;
-const LA57: u64 = 1 << 12;
-const LMA: u64 = 1 << 10;
-
-const PRESENT: u64 = 1;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// One level of a paging mode.
-#[derive(Debug, Clone, Copy)]
-struct Level {
-    /// Lowest bit of its index.
-    shift: u32,
-    index_bits: u32,
-    /// It may map pages itself.
-    large: bool,
-}
-
-const fn level(shift: u32, index_bits: u32, large: bool) -> Level {
-    Level { shift, index_bits, large }
-}
-
-const LONG: [Level; 5] =
-    [level(48, 9, false), level(39, 9, false), level(30, 9, true), level(21, 9, true), level(12, 9, false)];
-const LEGACY_PAE: [Level; 3] = [level(30, 2, false), level(21, 9, true), level(12, 9, false)];
-const LEGACY: [Level; 2] = [level(22, 10, true), level(12, 10, false)];
 
 /// An address space: what CR0, CR3, CR4 and EFER make of linear addresses.
 #[derive(Debug, Clone, Copy)]
@@ -52,12 +27,12 @@ pub struct Place {
 impl AddressSpace {
     /// That of a CPU in this state.
     pub fn of(system: &SystemRegisters) -> Self {
-        let paging = system.cr0 & PG != 0;
-        let (levels, entry_bytes, mask): (&[Level], u64, u64) = match (system.efer & LMA != 0, system.cr4) {
-            (true, cr4) if cr4 & LA57 != 0 => (&LONG, 8, ADDRESS),
-            (true, _) => (LONG.split_at(1).1, 8, ADDRESS),
-            (false, cr4) if cr4 & PAE != 0 => (&LEGACY_PAE, 8, 0xffff_ffe0),
-            _ => (&LEGACY, 4, 0xffff_f000),
+        let paging = system.cr0 & CR0_PG != 0;
+        let (levels, entry_bytes, mask) = match (system.efer & EFER_LMA != 0, system.cr4) {
+            (true, cr4) if cr4 & CR4_LA57 != 0 => (FIVE_LEVEL, 8, ADDRESS),
+            (true, _) => (FOUR_LEVEL, 8, ADDRESS),
+            (false, cr4) if cr4 & CR4_PAE != 0 => (PAE, 8, 0xffff_ffe0),
+            _ => (LEGACY, 4, 0xffff_f000),
         };
         Self { levels, root: paging.then_some(system.cr3 & mask), entry_bytes }
     }
@@ -101,7 +76,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn system(cr4: u64, efer: u64) -> SystemRegisters {
-        SystemRegisters { cr0: PG | 1, cr3: 0x1018, cr4, efer, ..SystemRegisters::default() }
+        SystemRegisters { cr0: CR0_PG | 1, cr3: 0x1018, cr4, efer, ..SystemRegisters::default() }
     }
 
     fn walk(system: &SystemRegisters, entries: &[(u64, u64)], at: u64) -> Option<(u64, u64)> {
@@ -112,7 +87,7 @@ mod tests {
 
     #[test]
     fn four_levels_and_pages_of_each_size() {
-        let long = system(PAE, LMA);
+        let long = system(CR4_PAE, EFER_LMA);
         let high = 0xffff_ffff_8123_4567u64;
         let tables = [(0x1ff8, 0x2001), (0x2ff0, 0x3001), (0x3048, 1 << 63 | 0x80_00e3)];
         assert_eq!(walk(&long, &tables, high), Some((0x83_4567, 0x20_0000 - 0x3_4567)));
@@ -125,15 +100,15 @@ mod tests {
 
     #[test]
     fn other_modes() {
-        let five = system(PAE | LA57, LMA);
+        let five = system(CR4_PAE | CR4_LA57, EFER_LMA);
         let tables = [(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, 0x81)];
         assert_eq!(walk(&five, &tables, 0x1234), Some((0x1234, 0x3fff_edcc)));
-        let pae = SystemRegisters { cr3: 0x1020, ..system(PAE, 0) };
+        let pae = SystemRegisters { cr3: 0x1020, ..system(CR4_PAE, 0) };
         assert_eq!(walk(&pae, &[(0x1038, 0x2001), (0x2000, 0x60_0081)], 0xc000_0010), Some((0x60_0010, 0x1f_fff0)));
         let legacy = system(0, 0);
         assert_eq!(walk(&legacy, &[(0x1004, 0xdead_0000_0080_0081)], 0x40_0004), Some((0x80_0004, 0x3f_fffc)));
         let real = SystemRegisters::default();
         assert_eq!(walk(&real, &[], 0xfff8), Some((0xfff8, 8)));
-        assert_eq!(AddressSpace::of(&system(PAE, LMA)).translate(5, |_| None), None, "a table outside of RAM");
+        assert_eq!(AddressSpace::of(&system(CR4_PAE, EFER_LMA)).translate(5, |_| None), None, "a table outside of RAM");
     }
 }

@@ -3,15 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::elf::Load;
+use crate::arch::x86_64::page_table::{ADDRESS, CR0_PG, CR4_LA57, EFER_LMA, LARGE, PRESENT};
 use crate::arch::x86_64::state::{CpuState, SystemRegisters};
 use crate::mem::Ram;
 
-const PG: u64 = 1 << 31;
-const LA57: u64 = 1 << 12;
-const LMA: u64 = 1 << 10;
-const PRESENT: u64 = 1;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const ENTRIES: u64 = 512;
 
 /// Kernel text and modules are above (the kernel's Documentation/arch/x86/x86_64/mm.rst).
@@ -22,13 +17,13 @@ const MAX_RUNS: usize = 1 << 16;
 /// Runs of the kernel's addresses, those above 2^63, that are mapped to RAM; the highest first. None before there is a
 /// kernel in 64-bit mode.
 pub(super) fn kernel(ram: &Ram, cpus: &[CpuState]) -> Vec<Load> {
-    let long = |system: &&SystemRegisters| system.cr0 & PG != 0 && system.efer & LMA != 0;
+    let long = |system: &&SystemRegisters| system.cr0 & CR0_PG != 0 && system.efer & EFER_LMA != 0;
     let systems = || cpus.iter().map(|cpu| &cpu.system).filter(long);
     // A CPU in user mode may have page tables that lack most of the kernel.
     let Some(system) = systems().find(|system| system.cs.selector & 3 == 0).or_else(|| systems().next()) else {
         return Vec::new();
     };
-    let levels = if system.cr4 & LA57 != 0 { 5 } else { 4 };
+    let levels = if system.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
     let mut walk = Walk { ram, runs: Vec::new(), seen: BTreeSet::new() };
     walk.table(system.cr3 & ADDRESS, levels, !0 << (12 + 9 * levels), ENTRIES / 2);
     walk.runs
@@ -97,7 +92,7 @@ mod tests {
         for entry in 0..512u64 {
             ram.write(0x1000 + 8 * entry, &0x1003u64.to_le_bytes()).unwrap();
         }
-        let system = SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
+        let system = SystemRegisters { cr0: CR0_PG | 1, cr3: 0x1000, efer: EFER_LMA, ..SystemRegisters::default() };
         let mut cpu = CpuState { system, ..CpuState::default() };
         assert_eq!(kernel(&ram, &[cpu.clone()]), []);
         cpu.system.efer = 0;
@@ -121,7 +116,7 @@ mod tests {
         for (at, entry) in entries {
             ram.write(at, &entry.to_le_bytes()).unwrap();
         }
-        let system = SystemRegisters { cr0: PG | 1, cr3: 0x1000, efer: LMA, ..SystemRegisters::default() };
+        let system = SystemRegisters { cr0: CR0_PG | 1, cr3: 0x1000, efer: EFER_LMA, ..SystemRegisters::default() };
         let runs = kernel(&ram, &[CpuState { system, ..CpuState::default() }]);
         let base = 0xffff_8880_0000_0000;
         let load = |linear, physical, len| Load { linear: base + linear, physical, len };

@@ -6,6 +6,7 @@
 #![expect(unsafe_code)]
 
 use super::host;
+use crate::arch::x86_64::page_table::{FOUR_LEVEL, LEGACY, Level, PAE};
 use crate::engine::soft::cpu::{Cpu, cr0, cr4, efer};
 use crate::engine::soft::fault::{self, Break, Fault};
 use crate::engine::soft::flags::rflags;
@@ -36,15 +37,14 @@ pub(in crate::engine::soft) struct Mapping {
 
 /// Page-table entry bits.
 mod pte {
-    pub(super) const PRESENT: u64 = 1;
+    pub(super) use crate::arch::x86_64::page_table::{ADDRESS, LARGE, PRESENT};
+
     pub(super) const WRITABLE: u64 = 1 << 1;
     pub(super) const USER: u64 = 1 << 2;
     pub(super) const ACCESSED: u64 = 1 << 5;
     pub(super) const DIRTY: u64 = 1 << 6;
-    pub(super) const LARGE: u64 = 1 << 7;
     pub(super) const GLOBAL: u64 = 1 << 8;
     pub(super) const NO_EXECUTE: u64 = 1 << 63;
-    pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 }
 
 /// Error code of a page fault (SDM volume 3, 4.7).
@@ -72,22 +72,6 @@ enum Failed {
     /// since the other CPU relies on what it took away carrying the mark of every access.
     Changed,
 }
-
-/// One level of a paging mode.
-struct Level {
-    shift: u32,
-    index_bits: u32,
-    /// Size of a page that this level maps itself, if it may.
-    large: bool,
-}
-
-const fn level(shift: u32, index_bits: u32, large: bool) -> Level {
-    Level { shift, index_bits, large }
-}
-
-const FOUR_LEVEL: &[Level] = &[level(39, 9, false), level(30, 9, true), level(21, 9, true), level(12, 9, false)];
-const PAE: &[Level] = &[level(30, 2, false), level(21, 9, true), level(12, 9, false)];
-const LEGACY: &[Level] = &[level(22, 10, true), level(12, 10, false)];
 
 impl Cpu {
     /// Whether linear `at` is canonical: bits 63 to 47 agree.
