@@ -125,7 +125,8 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     let socket = dir.path().join("gdb");
     // Debuggers may come at any time to a machine that waits for one.
     let runner = runner.with(&["--cpus", "2"]).arg("--gdb-on-crash", format!("unix:{}", socket.display()));
-    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; read y";
+    let script =
+        "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; read y";
     let mut session = runner.start(&["sh", "-c", script]);
     let address = session.until(" T __x64_sys_newuname");
     let address = address.trim();
