@@ -31,7 +31,11 @@ fn a_panic_is_120_with_its_last_words_and_the_whole_log() {
     let dir = scratch();
     let report = dir.path().join("report.json");
     let runner = runner.arg("--report", &report);
-    let outcome = runner.run(&["sh", "-c", "echo before; echo c > /proc/sysrq-trigger; sleep 60"]);
+    // What was printed must have left the guest: a kernel that dies takes with it what was on its way.
+    let mut session = runner.start(&["sh", "-c", "echo before; read go; echo c > /proc/sysrq-trigger; sleep 60"]);
+    session.expect("before\n");
+    session.send("go");
+    let outcome = session.finish(BOOT);
     outcome.code(120).says("sysrq_handle_crash").says("belljar: the guest kernel panicked: Kernel panic - not syncing");
     assert_eq!(outcome.console, "before\n");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
