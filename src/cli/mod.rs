@@ -75,8 +75,8 @@ fn usage_line(error: &clap::Error) -> String {
     let said = said.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let words: Vec<_> = said.map(|line| line.trim_start_matches("error: ")).collect();
     let begun = std::env::args().nth(1).filter(|word| command().find_subcommand(word).is_some());
-    let subcommand = begun.as_deref().unwrap_or("boot");
-    format!("belljar: {}; belljar {subcommand} --help lists what there is", words.join(" "))
+    let verb = begun.map(|verb| format!(" {verb}")).unwrap_or_default();
+    format!("belljar: {}; belljar{verb} --help lists what there is", words.join(" "))
 }
 
 /// The whole command line, as help, completions and tests see it.
