@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -217,6 +219,12 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
     runs(verb(&["cp", "goes-on:/tmp/tree/file", &here("back")])).code(0).is_silent();
     assert_eq!(std::fs::read_to_string(registry.path().join("back")).unwrap(), "copied");
     runs(verb(&["cp", "goes-on:/no/such", &here("back")])).code(125).says("/no/such");
+    let count = "while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done";
+    runs(verb(&["exec", "goes-on", "sh", "-c", &format!("({count}) >/dev/null 2>&1 &")])).code(0);
+    dumps_are_written_while_it_runs(&verb, &here);
+    let counted = "read a </tmp/count; for i in $(seq 600); do read b </tmp/count; [ \"$b\" -gt $((a+2)) ] && exit; sleep 0.1; \
+                   done; exit 1";
+    runs(verb(&["exec", "goes-on", "sh", "-c", counted])).code(0);
     let logs = runs(verb(&["logs", "goes-on"]));
     assert!(logs.console.contains("out\n") && logs.console.contains("err\n"), "{logs}");
     let taken = runner.run(&["true"]);
@@ -228,6 +236,51 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
     let left: Vec<_> =
         std::fs::read_dir(registry.path().join("belljar")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, [".lock"]);
+}
+
+/// Two at a time, of the machine `goes-on`; what cannot be written leaves nothing.
+fn dumps_are_written_while_it_runs(verb: &dyn Fn(&[&str]) -> Command, here: &dyn Fn(&str) -> String) {
+    std::fs::create_dir(here("dumps")).unwrap();
+    std::fs::write(here("dumps/second"), "replaced").unwrap();
+    let names = ["dumps/first", "dumps/second"].map(here);
+    let sessions = names.each_ref().map(|name| Session::start(verb(&["dump", "goes-on", name])));
+    sessions.map(|session| session.finish(BOOT).code(0).is_silent().status);
+    names.iter().for_each(|name| is_a_dump(Path::new(name)));
+    for (machine, name, why) in [
+        ("goes-on", here("dumps"), "something else than a file"),
+        ("goes-on", here("none/core"), "Cannot write the dump"),
+        ("no-such", here("dumps/third"), "No machine called no-such runs"),
+    ] {
+        runs(verb(&["dump", machine, &name])).code(125).says_one_line(why);
+    }
+    assert_eq!(std::fs::read_dir(here("dumps")).unwrap().count(), 2);
+}
+
+/// The kernel's VMCOREINFO says where its name and the machine's are, and there they are.
+#[track_caller]
+fn is_a_dump(path: &Path) {
+    use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
+    let little = object::LittleEndian;
+    let file = File::open(path).unwrap();
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let mut head = vec![0; 8 << 20];
+    file.read_exact_at(&mut head, 0).unwrap();
+    let elf = ElfFile64::<object::LittleEndian>::parse(&*head).unwrap();
+    assert_eq!(elf.elf_header().e_type(little), object::elf::ET_CORE);
+    let of_kind = |kind| elf.elf_program_headers().iter().filter(move |header| header.p_type(little) == kind);
+    let notes = of_kind(object::elf::PT_NOTE).next().unwrap().data(little, &*head).unwrap();
+    let notes = String::from_utf8_lossy(notes);
+    let at = notes.split("SYMBOL(init_uts_ns)=").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+    let at = u64::from_str_radix(at, 16).unwrap();
+    let from = |load: &&_| -> Option<u64> {
+        let load: &object::elf::ProgramHeader64<_> = load;
+        at.checked_sub(load.p_vaddr(little)).filter(|&from| from < load.p_filesz(little))
+    };
+    let load = of_kind(object::elf::PT_LOAD).find(|load| from(load).is_some()).unwrap();
+    let mut names = [0; 512];
+    file.read_exact_at(&mut names, load.p_offset(little) + from(&load).unwrap()).unwrap();
+    let names = String::from_utf8_lossy(&names);
+    assert!(names.contains("Linux\0") && names.contains("goes-on\0"), "{names:?}");
 }
 
 /// Ends a machine whatever the test comes to.

@@ -5,6 +5,7 @@ mod command_flags;
 mod cp;
 mod device_flags;
 mod doctor;
+mod dump;
 mod exec;
 mod kernel;
 mod machine_flags;
@@ -91,6 +92,7 @@ pub fn command() -> Command {
         .subcommand(test::command())
         .subcommand(exec::command())
         .subcommand(cp::command())
+        .subcommand(dump::command())
         .subcommand(machines::ps_command())
         .subcommand(machines::stop_command())
         .subcommand(machines::logs_command())
@@ -120,6 +122,7 @@ pub fn main() -> ExitCode {
         Some(("test", matches)) => test::run(matches),
         Some(("exec", matches)) => exec::run(matches),
         Some(("cp", matches)) => cp::run(matches),
+        Some(("dump", matches)) => dump::run(matches),
         Some(("ps", matches)) => machines::ps(matches),
         Some(("stop", matches)) => machines::stop(matches),
         Some(("logs", matches)) => machines::logs(matches),

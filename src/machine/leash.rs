@@ -59,7 +59,7 @@ impl Leash {
     }
 
     /// Whether a dead guest is still looked at.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.lock().holds
     }
 
@@ -68,9 +68,12 @@ impl Leash {
         self.lock().holds = false;
     }
 
-    /// Time does not count from here on.
-    pub(crate) fn begin_break(&self) {
-        self.lock().breaks.since.get_or_insert_with(Instant::now);
+    /// Time does not count from here on. False if it did not before.
+    pub(crate) fn begin_break(&self) -> bool {
+        let since = &mut self.lock().breaks.since;
+        let counted = since.is_none();
+        since.get_or_insert_with(Instant::now);
+        counted
     }
 
     /// Time counts again.

@@ -39,7 +39,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// A machine that is about to run a command, or does.
 pub struct Run {
-    debugger: Option<Debugger>,
+    debugger: Debugger,
     machine: Machine,
     guest: Arc<Guest>,
     session: Option<Session>,
@@ -80,8 +80,8 @@ impl Run {
         let console = Arc::new(LastOutput::default());
         let builder = Machine::builder(&machine_spec).initrd(initramfs).watch_consoles(console.clone());
         let machine = watchers.into_iter().fold(builder, MachineBuilder::watch_consoles).build()?;
-        let debugger = Debugger::start(&machine, &machine_spec)?;
-        let guest = Arc::new(Guest::new(machine.control().clone(), console));
+        let debugger = Debugger::on_request(&machine, &machine_spec)?;
+        let guest = Arc::new(Guest::new(machine.control().clone(), debugger.dumps(), console));
         let server = Server::start(&home.file(registry::CONTROL), guest.clone());
         let kernel = KernelReport {
             path: prepared.kernel.image.clone(),
@@ -90,7 +90,7 @@ impl Run {
         };
         let mut notices = prepared.notices;
         notices.extend(machine.notice().map(str::to_string));
-        notices.extend(debugger.iter().flat_map(Debugger::notices).cloned());
+        notices.extend(debugger.notices().iter().cloned());
         Ok(Self {
             session: Some(Session {
                 guest: guest.clone(),
@@ -125,7 +125,7 @@ impl Run {
 
     /// What the user of a debugger has to know: a part of [`Run::notices`].
     pub fn debugging(&self) -> &[String] {
-        self.debugger.as_ref().map_or(&[], Debugger::notices)
+        self.debugger.notices()
     }
 
     /// A file in the machine's directory, which goes with this value.
