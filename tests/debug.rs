@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::gdb::Debugger;
-use common::run::Runner;
+use common::run::{Runner, runs};
+use common::verb::{Bench, test};
 use common::{BOOT, Session, asset, belljar, engine, scratch, tiny};
 
 /// A kernel that is started under a debugger.
@@ -124,8 +125,11 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     let dir = scratch();
     let socket = dir.path().join("gdb");
     // Debuggers may come at any time to a machine that waits for one.
-    let runner = runner.with(&["--cpus", "2"]).arg("--gdb-on-crash", format!("unix:{}", socket.display()));
-    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; echo got $x; read y";
+    let runner =
+        runner.with(&["--cpus", "2", "--name", "debugged"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+    let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
+    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; echo got $x; \
+                  (while sleep 0.2; do echo goes on; done) & read y; kill $!";
     let mut session = runner.start(&["sh", "-c", script]);
     let address = session.until(" T __x64_sys_newuname");
     let address = address.trim();
@@ -150,11 +154,23 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     } else {
         1
     };
+    // Somebody who wants a dump meanwhile is not noticed.
+    let dump = |name: &str| {
+        let mut command = Command::new(belljar());
+        command.env("XDG_RUNTIME_DIR", dir.path()).args(["dump", "debugged"]).arg(dir.path().join(name));
+        runs(command).code(0).is_silent();
+    };
+    let before = gdb.rip();
+    dump("stopped");
+    assert_eq!(gdb.rip(), before);
     let steps = [0; 3].map(|_| gdb.step(cpu));
     assert!(steps.iter().all(|step| *step != at), "{steps:x?}");
     // It goes on until it is interrupted.
     gdb.send("vCont;c");
     session.expect("got x");
+    dump("running");
+    session.expect("goes on");
+    session.expect("goes on");
     gdb.interrupt();
     assert!(gdb.wait().starts_with("T02thread:"));
     gdb.tell("D");
@@ -289,4 +305,99 @@ fn gdb_finds_a_dead_guest_and_opens_its_dump() {
     };
     assert_eq!(places(&alive), places(&dead), "{alive}\n{dead}");
     assert!(places(&dead).len() == 2 && places(&dead).iter().all(|place| place.ends_with(" ()")), "{dead}");
+}
+
+/// A kernel with full debugging information, on the software CPU.
+fn full_tree() -> Option<PathBuf> {
+    if engine() != Some("soft") {
+        return None;
+    }
+    asset("tree-test")
+}
+
+/// Debian's gdb with the scripts of the kernel's build tree.
+fn gdb_with_scripts(tree: &Path, more: &[&str], commands: &[&str]) -> String {
+    let safe = format!("add-auto-load-safe-path {}", tree.display());
+    let commands = commands.iter().map(|command| (*command).to_string()).collect::<Vec<_>>();
+    gdb(&tree.join("vmlinux"), &[&["-iex", &safe], more].concat(), &commands)
+}
+
+/// The kernel's own commands, modules, places in the source: in the guest, and in a dump of it while it runs.
+#[test]
+fn gdb_knows_source_lines_tasks_and_modules() {
+    let Some(tree) = full_tree() else { return };
+    let Some(runner) = Runner::with_path(&tree) else { return };
+    let dir = scratch();
+    let (socket, dump) = (dir.path().join("gdb"), dir.path().join("core"));
+    let runner = runner.with(&["--name", "known"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+    let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
+    let script =
+        "insmod /mnt/planted.ko; (while sleep 0.2; do uname; done) >/dev/null & echo loaded; read x; kill $!; exit 7";
+    let mut session = runner.arg("-v", format!("{}/planted:/mnt:ro", tree.display())).start(&["sh", "-c", script]);
+    session.expect("loaded");
+    let attach = format!("target remote {}", socket.display());
+    let modules = format!("lx-symbols {}", tree.join("planted").display());
+    let commands = [
+        &attach,
+        "hbreak __do_sys_newuname",
+        "continue",
+        "backtrace",
+        "delete",
+        "lx-ps",
+        "lx-lsmod",
+        "lx-dmesg",
+        &modules,
+        "info line planted_use_after_free",
+        "p first.wait_lock",
+        "p eight + forty",
+        "p $lx_current().comm",
+        "detach",
+    ];
+    let text = gdb_with_scripts(&tree, &[], &commands);
+    in_order(
+        &text,
+        &[
+            "Breakpoint 1, __do_sys_newuname (name=0x",
+            "kernel/sys.c:",
+            "#1 ",
+            "do_syscall_64",
+            "arch/x86/entry/",
+            " 1 ",
+            "planted ",
+            "Linux version 6.",
+            "planted.ko",
+            "planted.c\"",
+            "raw_lock",
+            "= 48",
+            "\"uname",
+            "detached",
+        ],
+    );
+    let mut command = Command::new(belljar());
+    command.env("XDG_RUNTIME_DIR", dir.path()).args(["dump", "known"]).arg(&dump);
+    runs(command).code(0).is_silent();
+    let commands = ["p init_task.comm", "backtrace", "lx-ps", &modules, "p eight + forty"];
+    let text = gdb_with_scripts(&tree, &[&dump.display().to_string()], &commands);
+    in_order(&text, &["\"swapper", "#1 ", " at ", " 1 ", "planted.ko", "= 48"]);
+    session.send("x");
+    session.finish(BOOT).code(7);
+}
+
+/// A test whose kernel panics waits for gdb; what comes of it stays.
+#[test]
+fn gdb_finds_the_panic_of_a_test() {
+    let Some(tree) = full_tree() else { return };
+    let Some(bench) = Bench::new("tree-test") else { return };
+    let attach = format!("target remote {}", bench.path("gdb").display());
+    let address = format!("unix:{}", bench.path("gdb").display());
+    let command = "echo c >/proc/sysrq-trigger";
+    let words = ["--timeout", "100", "--gdb-on-crash", &address, "--json", "r.json", "--", "sh", "-c", command];
+    let mut session = Session::start(bench.command(&[&["--kernel", bench.kernel()], &words[..]].concat()));
+    session.hear("the guest has died and is kept for gdb");
+    let text = gdb_with_scripts(&tree, &[], &[&attach, "backtrace", "detach"]);
+    in_order(&text, &["panic (", "sysrq_handle_crash (", "drivers/tty/sysrq.c:", "write_sysrq_trigger (", "detached"]);
+    session.finish(BOOT).code(3);
+    let report: serde_json::Value = serde_json::from_str(&bench.read("r.json")).unwrap();
+    let test = test(&report, "sh");
+    assert_eq!((&test["status"], &test["reason"]), (&"crash".into(), &"sysrq triggered crash".into()), "{test:#}");
 }

@@ -5,18 +5,16 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::planted::{HANG, LOAD, Planted, TRIPLE_FAULT};
+use common::pty::{self, OnTerminal};
 use common::run::{Runner, runs};
-use common::{BOOT, Session, Talk, belljar, scratch, tiny};
+use common::{BOOT, Session, belljar, scratch, tiny};
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 #[test]
 fn the_status_is_the_commands_own() {
@@ -244,7 +242,9 @@ fn dumps_are_written_while_it_runs(verb: &dyn Fn(&[&str]) -> Command, here: &dyn
     std::fs::write(here("dumps/second"), "replaced").unwrap();
     let names = ["dumps/first", "dumps/second"].map(here);
     let sessions = names.each_ref().map(|name| Session::start(verb(&["dump", "goes-on", name])));
-    sessions.map(|session| session.finish(BOOT).code(0).is_silent().status);
+    for session in sessions {
+        session.finish(BOOT).code(0).is_silent();
+    }
     names.iter().for_each(|name| is_a_dump(Path::new(name)));
     for (machine, name, why) in [
         ("goes-on", here("dumps"), "something else than a file"),
@@ -295,28 +295,17 @@ impl Drop for Stop {
 #[test]
 fn a_terminal_has_its_size_and_follows_it() {
     let Some(runner) = Runner::new("6.12-cloud") else { return };
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let user = openpt(flags).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(&user, size(33, 101)).unwrap();
-    let terminal: OwnedFd = ioctl_tiocgptpeer(&user, flags).unwrap();
-    let fd = || Stdio::from(terminal.try_clone().unwrap());
-    let mut command =
-        runner.with(&["-it"]).command(&["sh", "-c", "stty size; read line; stty size; test -t 1; exit $?"]);
-    let mut child = command.stdin(fd()).stdout(fd()).stderr(fd()).spawn().unwrap();
-    drop(command);
-    let mut talk = Talk::over(user.try_clone().unwrap());
-    talk.expect("33 101");
-    tcsetwinsize(&user, size(50, 132)).unwrap();
+    let script = "stty size; read line; stty size; test -t 1; exit $?";
+    let mut session = OnTerminal::start(runner.with(&["-it"]).command(&["sh", "-c", script]), 33, 101);
+    session.talk.expect("33 101");
+    pty::resize(&session.user, 50, 132);
     // The test is not in the foreground of this terminal, whose signal therefore comes from here.
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::WINCH).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&session.child), Signal::WINCH).unwrap();
     let limit = Instant::now() + Duration::from_secs(1);
     while Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(100));
     }
-    talk.send("");
-    talk.expect("50 132");
-    assert!(child.wait().unwrap().success(), "{}", talk.seen);
+    session.talk.send("");
+    session.talk.expect("50 132");
+    assert!(session.child.wait().unwrap().success(), "{}", session.talk.seen);
 }

@@ -25,6 +25,7 @@ use serde::Serialize;
 use crate::host::causes::causes;
 use crate::host::contain;
 use crate::machine::verdict::EXIT_FAILED;
+use crate::runner::report::diagnostics::Diagnostics;
 
 /// Exit code for a command line that cannot be understood, as of most tools.
 const EXIT_USAGE: u8 = 2;
@@ -145,7 +146,7 @@ fn start_logging() {
     let filter = std::env::var("BELLJAR_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Diagnostics)
         .without_time()
         .with_target(false)
         .init();

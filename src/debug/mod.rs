@@ -38,7 +38,7 @@ use self::server::{Server, Shared};
 use crate::engine;
 use crate::machine::Machine;
 use crate::machine::cpus::NoAnswer;
-use crate::machine::leash::Leash;
+use crate::machine::leash::{Break, Leash};
 use crate::spec::{DebugAddress, MachineSpec};
 
 /// A machine cannot be debugged.
@@ -101,7 +101,7 @@ impl Debugger {
         let control = machine.control().clone();
         control.set_leash(leash.clone());
         if at_start.is_some() {
-            leash.begin_break();
+            leash.begin_break(Break::Debugger);
             leash.cpus().stop();
         }
         let notice = |(_, name): &(Listener, String)| format!("waiting for gdb: target remote {name}");

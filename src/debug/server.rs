@@ -17,7 +17,7 @@ use super::session::{self, Around, End};
 use super::target::Debugged;
 use crate::host::contain::contain;
 use crate::machine::Control;
-use crate::machine::leash::Leash;
+use crate::machine::leash::{Break, Leash};
 use crate::machine::verdict::Verdict;
 use crate::mem::Ram;
 
@@ -117,7 +117,7 @@ impl Server {
             return;
         }
         let Shared { leash, control, .. } = &*self.shared;
-        let counted = leash.begin_break();
+        leash.begin_break(Break::Dump);
         leash.cpus().stop();
         let written = contain("the debugger", || {
             for request in requests {
@@ -129,9 +129,7 @@ impl Server {
         if !stands && !leash.holds() {
             leash.cpus().allow(None);
         }
-        if counted {
-            leash.end_break();
-        }
+        leash.end_break(Break::Dump);
         control.wake();
     }
 
@@ -151,9 +149,9 @@ impl Server {
     /// Serves gdb; then the machine goes on.
     fn serve(&self, client: OwnedFd) {
         let Shared { leash, control, .. } = &*self.shared;
-        leash.begin_break();
+        leash.begin_break(Break::Debugger);
         let end = contain("the debugger", || self.session(client));
-        leash.end_break();
+        leash.end_break(Break::Debugger);
         match end {
             Ok(Ok(End::Killed)) => monitor::end(control),
             Ok(Ok(End::Detached | End::Ended)) => {}

@@ -30,6 +30,7 @@ use crate::debug::Debugger;
 use crate::devices::console_output::ConsoleWatcher;
 use crate::host::clock;
 use crate::host::signal::Signals;
+use crate::machine::leash::Break;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, MachineBuilder};
@@ -208,6 +209,17 @@ impl Handle {
     /// Asks the guest to end all its programs and to power off; the second time the machine ends at once.
     pub fn stop(&self) {
         self.0.stop();
+    }
+
+    /// Does `work`, in which the user looks around in the guest: its time counts for no limit.
+    pub fn untimed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let control = self.0.control();
+        let leash = || control.leash().into_iter();
+        leash().for_each(|leash| leash.begin_break(Break::Shell));
+        let done = work();
+        leash().for_each(|leash| leash.end_break(Break::Shell));
+        control.wake();
+        done
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::paint::Paint;
-use super::text;
+use super::{diagnostics, text};
 use crate::runner::outcome::{Case, Counts, TestResult};
 
 /// How often the lines of running tests are drawn again.
@@ -29,13 +29,19 @@ pub trait Observer: Send + Sync {
     fn ended(&self, test: &TestResult);
     /// Something else to say, on one line.
     fn note(&self, text: &str);
+    /// Does `work`, which has the terminal to itself.
+    fn aside(&self, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// The observer that suits standard error. What it shows goes away when it is dropped, except lines of tests that ended.
 pub fn on_stderr() -> Box<dyn Observer> {
     let dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
     if std::io::stderr().is_terminal() && !dumb {
-        Box::new(Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr()))
+        let live = Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr());
+        diagnostics::set_lines(Some(live.lines.clone()));
+        Box::new(live)
     } else {
         Box::new(Plain::new(std::io::stderr()))
     }
@@ -197,10 +203,15 @@ impl Observer for Live {
     fn note(&self, text: &str) {
         self.print(&text::line(text));
     }
+
+    fn aside(&self, work: &mut dyn FnMut()) {
+        diagnostics::aside(&self.lines, work);
+    }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
+        diagnostics::set_lines(None);
         let _ = self.lines.clear();
     }
 }
