@@ -322,21 +322,28 @@ fn gdb_with_scripts(tree: &Path, more: &[&str], commands: &[&str]) -> String {
     gdb(&tree.join("vmlinux"), &[&["-iex", &safe], more].concat(), &commands)
 }
 
-/// The kernel's own commands, modules, places in the source: in the guest, and in a dump of it while it runs.
+/// The kernel's own commands, modules, places in the source: in the guest of a test, in a dump of it while it runs, and when
+/// its kernel has panicked, which then is what comes of the test.
 #[test]
 fn gdb_knows_source_lines_tasks_and_modules() {
     let Some(tree) = full_tree() else { return };
-    let Some(runner) = Runner::with_path(&tree) else { return };
-    let dir = scratch();
-    let (socket, dump) = (dir.path().join("gdb"), dir.path().join("core"));
-    let runner = runner.with(&["--name", "known"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
-    let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
-    let script =
-        "insmod /mnt/planted.ko; (while sleep 0.2; do uname; done) >/dev/null & echo loaded; read x; kill $!; exit 7";
-    let mut session = runner.arg("-v", format!("{}/planted:/mnt:ro", tree.display())).start(&["sh", "-c", script]);
-    session.expect("loaded");
+    let Some(bench) = Bench::new("tree-test") else { return };
+    let (socket, dump) = (bench.path("gdb"), bench.path("core"));
+    std::fs::copy(tree.join("planted/planted.ko"), bench.path("planted.ko")).unwrap();
+    let (address, volume) = (format!("unix:{}", socket.display()), format!("{}:/mnt:ro", bench.dir.path().display()));
+    let script = "insmod /mnt/planted.ko fault=leak; until [ -e /mnt/over ]; do uname >/dev/null; sleep 0.1; done; \
+                  echo c >/proc/sysrq-trigger";
+    let words =
+        ["--timeout", "100", "--gdb-on-crash", &address, "-v", &volume, "--json", "r.json", "--", "sh", "-c", script];
+    let kernel = ["--kernel", bench.kernel()];
+    let mut command = bench.command(&[&kernel, &words[..]].concat());
+    command.env("XDG_RUNTIME_DIR", bench.dir.path());
+    let mut session = Session::start(command);
+    while !socket.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     let attach = format!("target remote {}", socket.display());
-    let modules = format!("lx-symbols {}", tree.join("planted").display());
+    let modules = format!("lx-symbols {}", bench.dir.path().display());
     let commands = [
         &attach,
         "hbreak __do_sys_newuname",
@@ -362,7 +369,7 @@ fn gdb_knows_source_lines_tasks_and_modules() {
             "#1 ",
             "do_syscall_64",
             "arch/x86/entry/",
-            " 1 ",
+            " 1  init",
             "planted ",
             "Linux version 6.",
             "planted.ko",
@@ -373,31 +380,25 @@ fn gdb_knows_source_lines_tasks_and_modules() {
             "detached",
         ],
     );
-    let mut command = Command::new(belljar());
-    command.env("XDG_RUNTIME_DIR", dir.path()).args(["dump", "known"]).arg(&dump);
-    runs(command).code(0).is_silent();
+    let belljar = |words: &[&str]| {
+        let mut command = Command::new(belljar());
+        command.env("XDG_RUNTIME_DIR", bench.dir.path()).args(words);
+        runs(command)
+    };
+    let machines = belljar(&["ps", "--json"]);
+    let machines: serde_json::Value = serde_json::from_str(&machines.code(0).console).unwrap();
+    let dumped = dump.display().to_string();
+    belljar(&["dump", machines[0]["name"].as_str().unwrap(), &dumped]).code(0).is_silent();
     let commands = ["p init_task.comm", "backtrace", "lx-ps", &modules, "p eight + forty"];
-    let text = gdb_with_scripts(&tree, &[&dump.display().to_string()], &commands);
-    in_order(&text, &["\"swapper", "#1 ", " at ", " 1 ", "planted.ko", "= 48"]);
-    session.send("x");
-    session.finish(BOOT).code(7);
-}
-
-/// A test whose kernel panics waits for gdb; what comes of it stays.
-#[test]
-fn gdb_finds_the_panic_of_a_test() {
-    let Some(tree) = full_tree() else { return };
-    let Some(bench) = Bench::new("tree-test") else { return };
-    let attach = format!("target remote {}", bench.path("gdb").display());
-    let address = format!("unix:{}", bench.path("gdb").display());
-    let command = "echo c >/proc/sysrq-trigger";
-    let words = ["--timeout", "100", "--gdb-on-crash", &address, "--json", "r.json", "--", "sh", "-c", command];
-    let mut session = Session::start(bench.command(&[&["--kernel", bench.kernel()], &words[..]].concat()));
+    let text = gdb_with_scripts(&tree, &[&dumped], &commands);
+    in_order(&text, &["\"swapper", "#1 ", " at ", " 1  init", "planted.ko", "= 48"]);
+    std::fs::write(bench.path("over"), "").unwrap();
     session.hear("the guest has died and is kept for gdb");
     let text = gdb_with_scripts(&tree, &[], &[&attach, "backtrace", "detach"]);
     in_order(&text, &["panic (", "sysrq_handle_crash (", "drivers/tty/sysrq.c:", "write_sysrq_trigger (", "detached"]);
     session.finish(BOOT).code(3);
     let report: serde_json::Value = serde_json::from_str(&bench.read("r.json")).unwrap();
     let test = test(&report, "sh");
-    assert_eq!((&test["status"], &test["reason"]), (&"crash".into(), &"sysrq triggered crash".into()), "{test:#}");
+    let reason = "Kernel panic: sysrq triggered crash";
+    assert_eq!((&test["status"], &test["reason"]), (&"crash".into(), &reason.into()), "{test:#}");
 }

@@ -89,7 +89,7 @@ impl Guest {
     /// Writes a core dump to `path`.
     pub(super) fn dump(&mut self, path: &Path) -> Result<(), Error> {
         let cpus = states(&self.leash)?;
-        dump::write(path, self.memory.ram(), &cpus).map_err(|e| Error::Dump(path.into(), e))
+        dump::write(path, &self.memory, &cpus).map_err(|e| Error::Dump(path.into(), e))
     }
 
     /// Writes dumps that others want, while `goes_on` says so; the debugger does not notice. `runs`: as far as it knows the
@@ -100,7 +100,7 @@ impl Guest {
         }
         self.leash.cpus().stop();
         for request in requests {
-            request.serve(self.memory.ram(), states(&self.leash), goes_on);
+            request.serve(&self.memory, states(&self.leash), goes_on);
         }
         self.collect();
         if runs && self.events.is_empty() {

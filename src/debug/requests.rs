@@ -5,9 +5,9 @@ use std::fs::File;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
+use super::memory::Memory;
 use super::{Error, dump};
 use crate::arch::x86_64::state::CpuState;
-use crate::mem::Ram;
 
 /// A dump that somebody waits for.
 pub(super) struct Request {
@@ -26,9 +26,9 @@ impl std::fmt::Debug for Request {
 
 impl Request {
     /// Writes the dump of a machine that stands still, with these states of its CPUs, while `goes_on` says so. Tells who waits.
-    pub(super) fn serve(self, ram: &Ram, cpus: Result<Vec<CpuState>, Error>, goes_on: &dyn Fn() -> bool) {
+    pub(super) fn serve(self, memory: &Memory, cpus: Result<Vec<CpuState>, Error>, goes_on: &dyn Fn() -> bool) {
         let wanted = || goes_on() && (self.wanted)();
-        let written = cpus.and_then(|cpus| dump::write_to(&self.file, ram, &cpus, &wanted).map_err(Error::File));
+        let written = cpus.and_then(|cpus| dump::write_to(&self.file, memory, &cpus, &wanted).map_err(Error::File));
         // Whoever has given up has nothing to be told.
         let _ = self.answer.send(match written {
             Err(_) if !goes_on() => Err(Error::Ended),
@@ -73,12 +73,12 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::Backing;
+    use crate::mem::{Backing, Ram};
 
     #[test]
     fn whoever_waits_is_answered_or_left_alone_at_the_end() {
         let requests = Requests::default();
-        let ram = Ram::new(&[(0, 4 << 20)], Backing::Anonymous).unwrap();
+        let memory = Memory::new(Ram::new(&[(0, 4 << 20)], Backing::Anonymous).unwrap());
         let file = || tempfile::tempfile().unwrap();
         let read_only = File::open("/dev/null").unwrap();
         let files = [(file(), true), (read_only, true), (file(), false), (file(), true), (file(), true)];
@@ -87,7 +87,7 @@ mod tests {
         assert!(requests.take().is_empty());
         let goes_on = [true, true, true, false];
         for (request, goes_on) in taken.by_ref().zip(goes_on) {
-            request.serve(&ram, Ok(vec![CpuState::default()]), &|| goes_on);
+            request.serve(&memory, Ok(vec![CpuState::default()]), &|| goes_on);
         }
         drop(taken);
         let [written, refused, unwanted, ended, left] = waiting.map(|answer| answer.recv());

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::address::Listener;
 use super::guest::{Guest, states};
+use super::memory::Memory;
 use super::monitor::{self, Monitor};
 use super::requests::{Request, Requests};
 use super::session::{self, Around, End};
@@ -120,8 +121,9 @@ impl Server {
         leash.begin_break(Break::Dump);
         leash.cpus().stop();
         let written = contain("the debugger", || {
+            let memory = Memory::new(self.ram.clone());
             for request in requests {
-                request.serve(&self.ram, states(leash), &|| self.shared.goes_on());
+                request.serve(&memory, states(leash), &|| self.shared.goes_on());
             }
         });
         written.unwrap_or_else(|panic| tracing::warn!("{panic}"));
