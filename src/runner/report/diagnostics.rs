@@ -12,9 +12,22 @@ static LINES: Mutex<Option<MultiProgress>> = Mutex::new(None);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Diagnostics;
 
-/// Lines are drawn on standard error from now on, or none.
-pub(super) fn set_lines(lines: Option<MultiProgress>) {
-    *locked() = lines;
+/// While this exists, lines are drawn on standard error. One at a time.
+#[derive(Debug)]
+pub(super) struct Drawn(());
+
+impl Drawn {
+    /// These lines.
+    pub(super) fn on_stderr(lines: MultiProgress) -> Self {
+        *locked() = Some(lines);
+        Self(())
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        *locked() = None;
+    }
 }
 
 /// Does `work`, which has the terminal to itself: nothing is drawn meanwhile.
@@ -38,5 +51,25 @@ impl Write for Diagnostics {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use indicatif::ProgressDrawTarget;
+
+    #[test]
+    fn who_has_the_terminal_to_himself_is_waited_for_by_nobody_who_has_something_to_say() {
+        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        let drawn = Drawn::on_stderr(lines.clone());
+        let mut said = false;
+        aside(&lines, &mut || {
+            let other = std::thread::spawn(|| Diagnostics.write_all(b"").is_ok());
+            said = other.join().unwrap();
+        });
+        assert!(said && locked().is_some());
+        drop(drawn);
+        assert!(locked().is_none());
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::diagnostics::{self, Drawn};
 use super::paint::Paint;
-use super::{diagnostics, text};
+use super::text;
 use crate::runner::outcome::{Case, Counts, TestResult};
 
 /// How often the lines of running tests are drawn again.
@@ -39,8 +40,8 @@ pub trait Observer: Send + Sync {
 pub fn on_stderr() -> Box<dyn Observer> {
     let dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
     if std::io::stderr().is_terminal() && !dumb {
-        let live = Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr());
-        diagnostics::set_lines(Some(live.lines.clone()));
+        let mut live = Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr());
+        live.drawn = Some(Drawn::on_stderr(live.lines.clone()));
         Box::new(live)
     } else {
         Box::new(Plain::new(std::io::stderr()))
@@ -118,6 +119,8 @@ pub struct Live {
     whole: ProgressBar,
     paint: Paint,
     state: Mutex<State>,
+    /// Unless they are drawn elsewhere.
+    drawn: Option<Drawn>,
 }
 
 #[derive(Debug, Default)]
@@ -147,7 +150,7 @@ impl Live {
         let lines = MultiProgress::with_draw_target(target);
         let whole = lines.add(bar("{time}  {wide_msg}"));
         whole.enable_steady_tick(TICK);
-        Self { lines, whole, paint, state: Mutex::default() }
+        Self { lines, whole, paint, state: Mutex::default(), drawn: None }
     }
 
     fn print(&self, line: &str) {
@@ -211,7 +214,6 @@ impl Observer for Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        diagnostics::set_lines(None);
         let _ = self.lines.clear();
     }
 }
