@@ -2,7 +2,9 @@
 
 mod common;
 
+use common::pty::{self, OnTerminal};
 use common::verb::{Bench, OF_QEMU, test};
+use rustix::process::{Pid, Signal};
 
 /// Returns from the test if there is nothing to run it on.
 macro_rules! bench {
@@ -419,4 +421,59 @@ kselftest = ["size", "timers:nanosleep"]
         assert!(!cases.is_empty() && cases.iter().all(|case| case["status"] == "pass"), "{id}: {cases:?}");
     }
     assert_eq!(bench.read("r.xml").matches("<testsuite ").count(), 4);
+}
+
+/// A terminal has a shell in the guest of each test that failed, whatever says so, and of no other.
+#[test]
+fn the_guest_of_a_failed_test_has_a_shell() {
+    let bench = bench!("tree-small");
+    let suite = r#"
+[defaults]
+kernel = "KERNEL"
+timeout = 100
+[[test]]
+name = "by-status"
+command = "echo by status >/tmp/mark; exit 3"
+[[test]]
+name = "by-case"
+command = "echo by case >/tmp/mark; printf 'KTAP version 1\n1..1\nnot ok 1 planted\n'"
+[[test]]
+name = "good"
+command = "true"
+[[test]]
+name = "as-expected"
+command = "false"
+expect = "fail"
+"#;
+    bench.write("belljar.toml", &suite.replace("KERNEL", bench.kernel()));
+    let mut command = bench.command(&["--shell-on-fail", "--json", "result.json"]);
+    command.env("TERM", "xterm");
+    let mut session = OnTerminal::start(command, 33, 101);
+    for (mark, size) in [("by status", [40, 120]), ("by case", [33, 101])] {
+        session.talk.expect("this shell is in its guest");
+        assert!(session.talk.shell("cat /tmp/mark").contains(mark));
+        pty::resize(&session.user, size[0], size[1]);
+        // The test is not in the foreground of this terminal, whose signal therefore comes from here.
+        rustix::process::kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
+        let [rows, columns] = size;
+        session.talk.send(&format!("until [ \"$(stty size)\" = '{rows} {columns}' ]; do sleep 0.1; done; echo fi''ts"));
+        session.talk.expect("fits");
+        session.talk.send("exit 0");
+    }
+    assert_eq!(session.child.wait().unwrap().code(), Some(1), "{}", session.talk.seen);
+    let report = serde_json::from_str(&bench.read("result.json")).unwrap();
+    let result = |id: &str| {
+        let test = test(&report, id);
+        (test["status"].clone(), test["reason"].as_str().unwrap_or_default().to_string(), test["notes"].clone())
+    };
+    for (id, status, reason) in [
+        ("by-status", "fail", "status 3"),
+        ("by-case", "fail", "1 of 1 cases: planted"),
+        ("good", "pass", ""),
+        ("as-expected", "xfail", "as expected"),
+    ] {
+        let (found, why, notes) = result(id);
+        assert!(found == status && why.contains(reason), "{id}: {why}");
+        assert!(notes.is_null(), "{id}: {notes}");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::config::{Cell, What};
 use super::consoles::{Consoles, Heard, OnCase, UnderWay};
 use super::judge::{Seen, is_over, is_without_user_space, judge};
-use super::keeper::{Found, Keeper, Wanted};
+use super::keeper::{Fails, Found, Keeper, Shell, Wanted};
 use super::ktap::{End, Ktap};
 use super::outcome::{Action, Case, Splat, Status, TestResult};
 use super::output::Printed;
@@ -145,14 +145,20 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
     let under_way = UnderWay::default();
     let consoles = Consoles::new(&cell.rules.policy(), under_way.clone(), on_case(cell, bench));
     let printed = Printed::new(&place.output(), under_way, on_case(cell, bench))?;
+    let run_spec = talkative(run, place);
+    let tree = run.machine.kernel.clone().filter(|kernel| kernel.is_dir());
+    let run = Run::watched(&run_spec, vec![consoles.clone()])?;
     let (keeper, found) = Keeper::new(Wanted {
         artifacts: cell.rules.artifacts.clone(),
         to: place.path().into(),
         gcov: bench.gcov.as_ref().map(|to| to.join(super::place::relative(&cell.id))),
-        tree: run.machine.kernel.clone().filter(|kernel| kernel.is_dir()),
-        shell: bench.shell,
+        tree,
+        shell: bench.shell.then(|| Shell {
+            fails: fails(cell, &consoles, &printed),
+            machine: run.handle(),
+            observer: bench.observer.clone(),
+        }),
     });
-    let run = Run::watched(&talkative(run, place), vec![consoles.clone()])?;
     let run = run.io(printed.io()).attendant(Box::new(keeper));
     run.debugging().iter().for_each(|notice| bench.observer.note(notice));
     let _watched = bench.stop.watch(Running::Run(run.handle()));
@@ -167,6 +173,17 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
         heard: consoles.finish(end),
         printed: Some(printed.finish(end)),
         found,
+    })
+}
+
+/// Says before the machine ends whether the test has failed, by what was printed so far.
+fn fails(cell: &Cell, consoles: &Arc<Consoles>, printed: &Printed) -> Fails {
+    let (cell, consoles, printed) = (cell.clone(), consoles.clone(), printed.clone());
+    Box::new(move |outcome, taint| {
+        let (verdict, heard) = (run::verdict_of(outcome), consoles.so_far());
+        let (ktap, splats) = gathered(&cell, &verdict, printed.so_far().and(heard.ktap), heard.splats, taint);
+        let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
+        !judge(&seen, cell.expect).0.is_good()
     })
 }
 
@@ -191,16 +208,26 @@ pub(super) fn end(verdict: &Verdict) -> End {
     }
 }
 
+/// Cases and complaints as they count for this test.
+fn gathered(
+    cell: &Cell,
+    verdict: &Verdict,
+    mut ktap: Ktap,
+    mut splats: Vec<Splat>,
+    taint: [Option<u64>; 2],
+) -> (Ktap, Vec<Splat>) {
+    cell.rules.expect_failures(&mut ktap.cases);
+    splats.extend(taint::splat(taint, &cell.rules.policy()));
+    let over = is_over(&Seen { what: &cell.what, verdict, ktap: &ktap, splats: &[] });
+    splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
+    (ktap, splats)
+}
+
 /// From what was seen to the result; whether another attempt may do better.
 fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     let Course { verdict, stages, engine, kernel, heard, printed, found } = course;
     let (output, tail) = printed.unwrap_or_default();
-    let mut ktap = output.and(heard.ktap);
-    cell.rules.expect_failures(&mut ktap.cases);
-    let mut splats = heard.splats;
-    splats.extend(taint::splat(found.taint, &cell.rules.policy()));
-    let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
-    splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
+    let (ktap, mut splats) = gathered(cell, &verdict, output.and(heard.ktap), heard.splats, found.taint);
     backtrace::decode(&mut splats, &kernel, &cell.run);
     let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
     (result.status, result.reason) = judge(&seen, cell.expect);

@@ -31,6 +31,7 @@ pub(super) struct Consoles {
 }
 
 /// What one console printed.
+#[derive(Clone)]
 struct Reader {
     lines: Lines,
     count: u64,
@@ -62,6 +63,16 @@ impl Consoles {
     /// Ends the reading. A kernel prints to several consoles what it can: the one that heard most counts.
     pub(super) fn finish(&self, end: End) -> Heard {
         let readers = std::mem::take(&mut *self.lock());
+        self.heard(readers, end)
+    }
+
+    /// What [`Consoles::finish`] would give now; the reading goes on.
+    pub(super) fn so_far(&self) -> Heard {
+        let readers = self.lock().clone();
+        self.heard(readers, End::Whole)
+    }
+
+    fn heard(&self, readers: BTreeMap<String, Reader>, end: End) -> Heard {
         let most = readers.into_values().max_by_key(|reader| reader.count);
         let mut reader = most.unwrap_or_else(|| Reader::new(&self.policy));
         let rest = reader.last_line();

@@ -66,6 +66,12 @@ impl Printed {
         (parser.finish(end), state.tail.text())
     }
 
+    /// The cases so far; the reading goes on.
+    pub(super) fn so_far(&self) -> Ktap {
+        let parser = self.lock().parser.clone();
+        parser.finish(End::Whole)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -36,7 +36,7 @@ pub(super) enum Step {
 }
 
 /// A document, or a test that has tests within.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Level {
     /// None for a document, and for tests that are named by their result only.
     pub name: Option<String>,

@@ -109,7 +109,7 @@ struct Voice {
 }
 
 /// Reads KTAP line by line.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Parser {
     sources: Vec<(Voice, Source)>,
     /// Which source spoke last.

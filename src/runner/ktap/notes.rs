@@ -16,7 +16,7 @@ const NOT_CASES: [&str; 4] = ["Totals", "module", "is_init", "Subtest"];
 const KSELFTEST: &str = "selftests: ";
 
 /// Notes on the case that is under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
     lines: VecDeque<String>,
     bytes: usize,

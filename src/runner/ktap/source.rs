@@ -11,7 +11,7 @@ use crate::runner::outcome::{Case, Status};
 const DEPTH_LIMIT: usize = 32;
 
 /// One source of results.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Source {
     index: usize,
     /// Bytes before each line that belong to somebody else's prefix.

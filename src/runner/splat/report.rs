@@ -62,7 +62,7 @@ pub(super) enum Answer {
     NoReport,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Report {
     stage: Stage,
     pattern: Option<&'static Pattern>,

@@ -19,7 +19,7 @@ const STALLS: usize = 64;
 const CALLER: usize = 16;
 
 /// Finds reports in the lines of a console, one after another.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Scanner {
     policy: Policy,
     /// In the order of their beginnings.
