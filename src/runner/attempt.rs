@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use super::config::{Cell, What};
-use super::consoles::{Consoles, Heard, OnCase, UnderWay};
+use super::config::{Cell, InFile, What};
+use super::consoles::{Consoles, Heard, OnCase};
 use super::judge::{Seen, is_over, is_without_user_space, judge};
 use super::keeper::{Found, Keeper, Wanted};
 use super::ktap::{End, Ktap};
@@ -25,8 +25,8 @@ pub(super) struct Bench {
     pub began: Instant,
     /// Where all that is kept goes.
     pub directory: PathBuf,
-    /// The file that describes the tests.
-    pub config: Option<PathBuf>,
+    /// Where the tests are described.
+    pub config: Option<InFile>,
     pub observer: Arc<dyn Observer>,
     pub stop: Arc<Stop>,
     /// Where coverage data go.
@@ -130,7 +130,7 @@ fn blank(cell: &Cell, bench: &Bench, attempt: u32) -> TestResult {
         tail: String::new(),
         notes: Vec::new(),
         artifacts: None,
-        reproduce: cell.reproduce(bench.config.as_deref()),
+        reproduce: cell.reproduce(bench.config.as_ref()),
     }
 }
 
@@ -142,9 +142,8 @@ pub(super) fn on_case(cell: &Cell, bench: &Bench) -> OnCase {
 
 /// A command in a guest.
 fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<Course, Unable> {
-    let under_way = UnderWay::default();
-    let consoles = Consoles::new(&cell.rules.policy(), under_way.clone(), on_case(cell, bench));
-    let printed = Printed::new(&place.output(), under_way, on_case(cell, bench))?;
+    let consoles = Consoles::new(&cell.rules.policy(), on_case(cell, bench));
+    let printed = Printed::new(&place.output(), consoles.clone(), on_case(cell, bench))?;
     let (keeper, found) = Keeper::new(Wanted {
         artifacts: cell.rules.artifacts.clone(),
         to: place.path().into(),
@@ -198,7 +197,8 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     let mut ktap = output.and(heard.ktap);
     cell.rules.expect_failures(&mut ktap.cases);
     let mut splats = heard.splats;
-    splats.extend(taint::splat(found.taint, &cell.rules.policy()));
+    let (tainted, note) = taint::judge(found.taint, &cell.rules.policy());
+    splats.extend(tainted);
     let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
     splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
     backtrace::decode(&mut splats, &kernel, &cell.run);
@@ -211,6 +211,7 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     result.tail = if by_console { heard.tail } else { tail };
     result.notes = found.problems;
     result.notes.extend(ktap.problems);
+    result.notes.extend(note);
     (result.cases, result.splats) = (ktap.cases, splats);
     (result.verdict, result.stages, result.engine) = (Some(verdict), Some(stages), Some(engine.into()));
     result.release = kernel.release;

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::machinery::{is_allocator, is_machinery};
 use super::patterns::{End, Function, Head, Pattern};
-use super::{shapes, title};
+use super::{policy, shapes, title};
 use crate::runner::outcome::{Action, Splat, SplatKind};
 
 /// Lines of a report that are kept, and their bytes: one with the traces of many CPUs goes on for long.
@@ -143,6 +143,11 @@ impl Report {
         if !self.hears(line) && self.callers.len() < CALLERS {
             self.callers.push(line.caller.map(str::to_owned));
         }
+    }
+
+    /// The case that was called `from` is called `to`.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        self.case = policy::renamed(self.case.take(), from, to);
     }
 
     /// What is reported, if that was said.
