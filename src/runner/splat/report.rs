@@ -71,6 +71,8 @@ pub(super) struct Report {
     function: Option<String>,
     guess: Option<String>,
     makeshift: Option<String>,
+    /// What a sanitizer of addresses caught.
+    access: Option<&'static str>,
     in_interrupt: bool,
     callers: Vec<Option<String>>,
     timed: bool,
@@ -91,6 +93,7 @@ impl Report {
             function: None,
             guess: None,
             makeshift: None,
+            access: None,
             in_interrupt: false,
             callers: vec![line.caller.map(str::to_owned)],
             timed: line.timed,
@@ -258,8 +261,14 @@ impl Report {
         self.text.push_str(line.text.trim_end());
     }
 
-    /// Looks for the function that the title names.
+    /// Looks for what the title names.
     fn note(&mut self, pattern: &Pattern, text: &str) {
+        if pattern.kind == SplatKind::Kasan {
+            let access = [" Read", " Write"].into_iter().find(|access| {
+                text.strip_prefix(access.trim_start()).is_some_and(|rest| rest.starts_with(" of size "))
+            });
+            self.access = self.access.or(access);
+        }
         if self.function.is_some() || pattern.function == Function::None {
             return;
         }
@@ -289,7 +298,8 @@ impl Report {
     pub(super) fn finish(self) -> Option<Splat> {
         let pattern = self.pattern?;
         let function = self.function.or(self.guess).or(self.makeshift).filter(|_| pattern.function != Function::None);
-        let title = function.map_or(self.title.clone(), |function| format!("{} in {function}", self.title));
+        let title = format!("{}{}", self.title, self.access.unwrap_or_default());
+        let title = function.map_or(title.clone(), |function| format!("{title} in {function}"));
         let (kind, action) = (pattern.kind, Action::Fail);
         Some(Splat { kind, title, action, case: self.case, lines: self.lines, text: self.text })
     }

@@ -109,7 +109,8 @@ fn the_caller_tells_interleaved_reports_apart() {
     let (splats, _) = scan_lines(mixed);
     let mut found = titles(&splats);
     found.sort_unstable();
-    let expected = ["KASAN: slab-use-after-free in read_it", "WARNING in put_it", "possible deadlock in take_b_then_a"];
+    let expected =
+        ["KASAN: slab-use-after-free Read in read_it", "WARNING in put_it", "possible deadlock in take_b_then_a"];
     assert_eq!(found, expected);
     for splat in &splats {
         let own = scan(
@@ -130,7 +131,7 @@ fn output_of_programs_is_no_part_of_a_report() {
 #[test]
 fn after_a_panic_nothing_begins() {
     let text = format!("{}{}", sample("oops").text, sample("warning").text);
-    assert_eq!(titles(&scan(&text).0), ["BUG: kernel NULL pointer dereference in follow_it"]);
+    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle kernel NULL pointer dereference in follow_it"]);
     // A panic that has nothing to do with the warning before it.
     let (splats, dead) = scan(&format!("{}{}", sample("warning").text, sample("panic").text));
     assert_eq!(splats.len(), 2);
@@ -151,7 +152,7 @@ fn a_stall_that_goes_on_is_one_fault() {
 fn what_the_kernel_guesses_is_better_than_nothing() {
     let text =
         sample("jump-to-null").text.replace("  call_it+", "  ? __pfx_call_it+0x1/0x2\n[    4.001701]  ? call_it+");
-    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle page fault in call_it"]);
+    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle kernel paging request in call_it"]);
 }
 
 #[test]
