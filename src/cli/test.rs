@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 use super::{Failure, command_flags, device_flags, file_failure, machine_flags, run_flags, test_flags};
 use crate::host::signal::Signals;
 use crate::host::{limits, terminal};
-use crate::runner::config::{self, Cell, InFile, Selection, Suite};
+use crate::runner::config::{self, Cell, InFile, Selection, Suite, What};
 use crate::runner::{self, Options, Stop};
 
 mod output;
@@ -161,6 +161,9 @@ fn replace(matches: &ArgMatches, cells: &mut [Cell]) -> Result<(), Failure> {
     for cell in cells {
         run_flags::apply(matches, &mut cell.run)?;
         test_flags::rules(matches, &mut cell.rules);
+        if let (What::Kselftest { dir, .. }, Some(given)) = (&mut cell.what, matches.get_one("kselftest-dir")) {
+            PathBuf::clone_from(dir, given);
+        }
         cell.run.validate().map_err(Failure::usage)?;
     }
     Ok(())
@@ -296,9 +299,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("my 'tests'.toml");
         let text = "[defaults]\nkernel = \"k\"\ncpus = 4\nappend = \"quiet\"\nroot = \"/r\"\n\
-                    [[kernel]]\nname = \"one\"\n[[test]]\nname = \"a\"\ncommand = [\"true\"]\n[[test]]\nname = \"b\"\nkunit = true\n";
+                    [[kernel]]\nname = \"one\"\n[[test]]\nname = \"a\"\ncommand = [\"true\"]\n[[test]]\nname = \"b\"\nkselftest = \"size\"\nkselftest-dir = \"k\"\n";
         std::fs::write(&file, text).unwrap();
         let config = ["--config", file.to_str().unwrap(), "--filter", "a", "--jobs=2"];
+        let other = repeats(&["--config", config[1], "--filter", "=one/b", "--kselftest-dir", "there"]);
+        assert_eq!(other[5..], ["--kselftest-dir", "there"]);
         let plain = repeats(&config);
         assert_eq!(plain[3..], ["--filter", "=one/a"]);
         let line = repeats(&[&config, FLAGS, &["--kernel=other", "--disk-root=image"]].concat());

@@ -41,7 +41,6 @@ pub fn what() -> Vec<Arg> {
             .requires("kselftest-dir")
             .conflicts_with("kunit")
             .help("Installed kselftests"),
-        path("kselftest-dir", "DIR", "Where they are installed: the directory with run_kselftest.sh"),
     ];
     under("Tests", list)
 }
@@ -49,6 +48,7 @@ pub fn what() -> Vec<Arg> {
 /// Flags that say what shall come of tests, and what is kept: of any, those of a file too.
 pub fn of_any() -> Vec<Arg> {
     let list = vec![
+        path("kselftest-dir", "DIR", "Where kselftests are installed: the directory with run_kselftest.sh"),
         Arg::new("keep")
             .long("keep")
             .value_name("PATH")
