@@ -15,6 +15,8 @@ const BYTES: usize = 128 << 10;
 const CUT_OFF: &str = "\n[..]";
 /// Lines between a cut or `=====` and the line that says what it is.
 const UNNAMED_LINES: usize = 10;
+/// What lost memory before its module was unloaded.
+const UNLOADED: &str = "an unloaded module";
 /// Threads and CPUs that take part in one report.
 const CALLERS: usize = 64;
 
@@ -167,6 +169,11 @@ impl Report {
 
     /// Takes `line`, which begins with `head` if that is something, as its part or not.
     pub(super) fn offer(&mut self, line: &Line<'_>, head: Option<&Head<'_>>) -> Answer {
+        if self.is_summed_up(head) {
+            self.push(line);
+            self.stage = Stage::Ended;
+            return Answer::Mine;
+        }
         match (self.stage, self.pattern) {
             (Stage::Ended, _) => self.offer_more(line, head),
             (_, None) => self.offer_name(line, head),
@@ -179,6 +186,12 @@ impl Report {
                 self.go_on(pattern, line)
             }
         }
+    }
+
+    /// After what is lost, kmemleak says how much that is. Mostly it says nothing else.
+    fn is_summed_up(&self, head: Option<&Head<'_>>) -> bool {
+        self.pattern.is_some_and(|pattern| pattern.function == Function::Leak)
+            && head.is_some_and(|head| head.pattern.kind == SplatKind::Kmemleak && head.pattern.end == End::Lines(1))
     }
 
     /// A banner that does not end it.
@@ -276,6 +289,11 @@ impl Report {
             "<IRQ>" | "<NMI>" => self.in_interrupt = true,
             "</IRQ>" | "</NMI>" => self.in_interrupt = false,
             _ => {}
+        }
+        if pattern.function == Function::Leak && text.trim_start().starts_with("0x") {
+            // The module is gone, and with it its symbols: below are those who called it.
+            self.function = Some(UNLOADED.into());
+            return;
         }
         let lock = (pattern.function == Function::Lock).then(|| shapes::place(text)).flatten();
         if let Some(function) = lock.or_else(|| shapes::pointer(text)).or_else(|| shapes::frame(text)) {

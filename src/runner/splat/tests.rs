@@ -149,6 +149,17 @@ fn a_stall_that_goes_on_is_one_fault() {
 }
 
 #[test]
+fn leaks_are_told_once_and_blame_nobody_else() {
+    let one = sample("kmemleak").text.split("[   70.000801]").next().unwrap();
+    let sum = "[   70.100000] kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)\n";
+    let gone = one.replace("forget_it+0x2a/0x40 [belljar_bad]", "0xffffffffa0000262");
+    let (splats, _) = scan(&format!("{one}{gone}{sum}"));
+    assert_eq!(titles(&splats), ["memory leak in forget_it", "memory leak in an unloaded module"]);
+    assert!(splats[1].text.ends_with("(see /sys/kernel/debug/kmemleak)"), "{splats:?}");
+    assert_eq!(titles(&scan(sum).0), ["kmemleak: new suspected memory leaks"]);
+}
+
+#[test]
 fn what_the_kernel_guesses_is_better_than_nothing() {
     let text =
         sample("jump-to-null").text.replace("  call_it+", "  ? __pfx_call_it+0x1/0x2\n[    4.001701]  ? call_it+");
