@@ -22,6 +22,9 @@ const NAMES: &[&str] = &[
     "check_memory_region", "mark_lock", "mark_lock_irq", "mark_usage", "mark_held_locks", "validate_chain",
     "check_prev_add", "check_prevs_add", "check_noncircular", "check_wait_context", "check_deadlock",
     "alloc_debug_processing", "free_debug_processing", "free_to_partial_list", "rcu_sleep_check",
+    // Stacks, which checks keep.
+    "unwind_next_frame", "__unwind_start", "unwind_get_return_address", "arch_stack_walk", "stack_trace_save",
+    "stack_depot_save", "stack_depot_save_flags", "set_track_prepare",
     // Locks.
     "do_raw_spin_lock", "do_raw_spin_trylock", "do_raw_spin_unlock", "native_queued_spin_lock_slowpath",
     "pv_queued_spin_lock_slowpath", "__pv_queued_spin_lock_slowpath", "queued_read_lock_slowpath",
