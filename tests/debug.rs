@@ -128,7 +128,7 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     let runner =
         runner.with(&["--cpus", "2", "--name", "debugged"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
     let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
-    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; echo got $x; \
+    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; \
                   (while sleep 0.2; do echo goes on; done) & read y; kill $!";
     let mut session = runner.start(&["sh", "-c", script]);
     let address = session.until(" T __x64_sys_newuname");
@@ -148,8 +148,23 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
         gdb.tell(&format!("Hg{cpu:x}"));
         assert_eq!(gdb.rip(), at);
         let stack = gdb.register(7);
-        assert!(stack >> 47 == 0x1ffff && gdb.memory(stack, 8).len() == 16, "{stack:x}");
+        assert!(stack >> 47 == 0x1ffff, "{stack:x}");
+        let back = u64::from_str_radix(&gdb.memory(stack, 8), 16).unwrap().swap_bytes();
         gdb.tell(&format!("z0,{at:x},1"));
+        // What RET reads.
+        gdb.tell(&format!("Z4,{stack:x},8"));
+        let stop = gdb.ask("vCont;c");
+        assert!(stop.contains(&format!("awatch:{stack:x};")), "{stop}");
+        assert_eq!(gdb.rip(), back);
+        gdb.tell(&format!("z4,{stack:x},8"));
+        // By the next uname.
+        gdb.tell(&format!("Z1,{at:x},1"));
+        let stop = gdb.ask("vCont;c");
+        assert!(stop.contains("hwbreak:"), "{stop}");
+        let cpu = thread(&stop);
+        gdb.tell(&format!("Hg{cpu:x}"));
+        assert_eq!(gdb.rip(), at);
+        gdb.tell(&format!("z1,{at:x},1"));
         cpu
     } else {
         1

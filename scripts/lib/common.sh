@@ -44,3 +44,7 @@ lists() {
 # native: KVM runs ordinary guests on this host. The flags matter as much as the device: there are hosts whose /dev/kvm
 # runs only paravirtualized guests.
 native() { grep -qwE 'vmx|svm' /proc/cpuinfo && [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
+
+# shellcheck disable=SC2034 # for those who source this
+bochs_programs=(bochs-bin=bochs /usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so=bochs-term xorriso=xorriso
+    /usr/lib/ISOLINUX/isolinux.bin=isolinux /usr/lib/syslinux/modules/bios/ldlinux.c32=syslinux-common)

@@ -15,6 +15,7 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("a debugger's breakpoints", breakpoints),
     ("a guest's own INT3 while a debugger has breakpoints", own_int3),
     ("a debugger's watchpoints", watchpoints),
+    ("a debugger's breakpoint in a register", in_a_register),
 ];
 
 const INT3: u8 = 0xcc;
