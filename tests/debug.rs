@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::gdb::Debugger;
-use common::run::Runner;
-use common::{BOOT, Session, asset, belljar, engine, scratch, tiny};
+use common::run::{Runner, runs};
+use common::verb::{Bench, test};
+use common::{BOOT, Session, asset, belljar, engine, host, scratch, tiny};
 
 /// A kernel that is started under a debugger.
 fn boot(kernel: &Path, flags: &[&str]) -> Session {
@@ -124,9 +125,11 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     let dir = scratch();
     let socket = dir.path().join("gdb");
     // Debuggers may come at any time to a machine that waits for one.
-    let runner = runner.with(&["--cpus", "2"]).arg("--gdb-on-crash", format!("unix:{}", socket.display()));
-    let script =
-        "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; read y";
+    let runner =
+        runner.with(&["--cpus", "2", "--name", "debugged"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+    let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
+    let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; \
+                  (while sleep 0.2; do echo goes on; done) & read y; kill $!";
     let mut session = runner.start(&["sh", "-c", script]);
     let address = session.until(" T __x64_sys_newuname");
     let address = address.trim();
@@ -166,11 +169,23 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     } else {
         1
     };
+    // Somebody who wants a dump meanwhile is not noticed.
+    let dump = |name: &str| {
+        let mut command = Command::new(belljar());
+        command.env("XDG_RUNTIME_DIR", dir.path()).args(["dump", "debugged"]).arg(dir.path().join(name));
+        runs(command).code(0).is_silent();
+    };
+    let before = gdb.rip();
+    dump("stopped");
+    assert_eq!(gdb.rip(), before);
     let steps = [0; 3].map(|_| gdb.step(cpu));
     assert!(steps.iter().all(|step| *step != at), "{steps:x?}");
     // It goes on until it is interrupted.
     gdb.send("vCont;c");
     session.expect("got x");
+    dump("running");
+    session.expect("goes on");
+    session.expect("goes on");
     gdb.interrupt();
     assert!(gdb.wait().starts_with("T02thread:"));
     gdb.tell("D");
@@ -305,4 +320,102 @@ fn gdb_finds_a_dead_guest_and_opens_its_dump() {
     };
     assert_eq!(places(&alive), places(&dead), "{alive}\n{dead}");
     assert!(places(&dead).len() == 2 && places(&dead).iter().all(|place| place.ends_with(" ()")), "{dead}");
+}
+
+/// A kernel with full debugging information, on the software CPU.
+fn full_tree() -> Option<PathBuf> {
+    if engine() != Some("soft") {
+        return None;
+    }
+    asset("tree-test")
+}
+
+/// Debian's gdb with the scripts of the kernel's build tree, which look for modules in the bench.
+fn gdb_with_scripts(tree: &Path, bench: &Bench, more: &[&str], commands: &[&str]) -> String {
+    let safe = format!("add-auto-load-safe-path {}", tree.display());
+    let here = format!("cd {}", bench.dir.path().display());
+    let commands = commands.iter().map(|command| (*command).to_string()).collect::<Vec<_>>();
+    gdb(&tree.join("vmlinux"), &[&["-iex", &safe, "-iex", &here], more].concat(), &commands)
+}
+
+/// The kernel's own commands, modules, places in the source: in the guest of a test, in a dump of it while it runs, and when
+/// its kernel has panicked, which then is what comes of the test.
+#[test]
+fn gdb_knows_source_lines_tasks_and_modules() {
+    let Some(tree) = full_tree() else { return };
+    let Some(bench) = Bench::new("tree-test") else { return };
+    let (socket, dump) = (bench.path("gdb"), bench.path("core"));
+    // gdb does not find the variables of a module whose sections have addresses.
+    let module = tree.join("planted/planted.ko").display().to_string();
+    let zero = ["--change-section-address", ".data=0", "--change-section-address", ".bss=0", &module];
+    host("objcopy", &[&zero[..], &[&bench.path("planted.ko").display().to_string()]].concat());
+    let (address, volume) = (format!("unix:{}", socket.display()), format!("{}:/mnt:rw", bench.dir.path().display()));
+    let script = "insmod /mnt/planted.ko fault=leak; touch /mnt/loaded; until [ -e /mnt/over ]; do uname >/dev/null; sleep 0.1; done; \
+                  echo c >/proc/sysrq-trigger";
+    let words =
+        ["--timeout", "100", "--gdb-on-crash", &address, "-v", &volume, "--json", "r.json", "--", "sh", "-c", script];
+    let kernel = ["--kernel", bench.kernel()];
+    let mut command = bench.command(&[&kernel, &words[..]].concat());
+    command.env("XDG_RUNTIME_DIR", bench.dir.path());
+    let mut session = Session::start(command);
+    while !bench.path("loaded").exists() {
+        assert!(session.child.try_wait().unwrap().is_none(), "{}", session.finish(BOOT));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let attach = format!("target remote {}", socket.display());
+    let commands = [
+        &attach,
+        "hbreak __do_sys_newuname",
+        "continue",
+        "backtrace",
+        "delete",
+        "lx-ps",
+        "lx-lsmod",
+        "lx-dmesg",
+        "lx-symbols",
+        "info line planted_warn",
+        "p eight + forty",
+        "p $lx_current().comm",
+        "detach",
+    ];
+    let text = gdb_with_scripts(&tree, &bench, &[], &commands);
+    in_order(
+        &text,
+        &[
+            "Breakpoint 1, __do_sys_newuname (name=0x",
+            "kernel/sys.c:",
+            "#1 ",
+            "do_syscall_64",
+            "arch/x86/entry/",
+            "   1   init",
+            "planted ",
+            "Linux version 6.",
+            "planted.ko",
+            "planted.c\"",
+            "= 48",
+            "\"uname",
+            "detached",
+        ],
+    );
+    let belljar = |words: &[&str]| {
+        let mut command = Command::new(belljar());
+        command.env("XDG_RUNTIME_DIR", bench.dir.path()).args(words);
+        runs(command)
+    };
+    let machines = belljar(&["ps", "--json"]);
+    let machines: serde_json::Value = serde_json::from_str(&machines.code(0).console).unwrap();
+    let dumped = dump.display().to_string();
+    belljar(&["dump", machines[0]["name"].as_str().unwrap(), &dumped]).code(0).is_silent();
+    let commands = ["p init_task.comm", "backtrace", "lx-ps", "lx-symbols", "p eight + forty"];
+    let text = gdb_with_scripts(&tree, &bench, &[&dumped], &commands);
+    in_order(&text, &["\"swapper", "#1 ", " at ", "   1   init", "planted.ko", "= 48"]);
+    std::fs::write(bench.path("over"), "").unwrap();
+    session.hear("the guest has died and is kept for gdb");
+    let text = gdb_with_scripts(&tree, &bench, &[], &[&attach, "backtrace", "detach"]);
+    in_order(&text, &["panic (", "sysrq_handle_crash (", "drivers/tty/sysrq.c:", "write_sysrq_trigger (", "detached"]);
+    session.finish(BOOT).code(3);
+    let report: serde_json::Value = serde_json::from_str(&bench.read("r.json")).unwrap();
+    let test = test(&report, "sh");
+    let reason = "Kernel panic: sysrq triggered crash";
+    assert_eq!((&test["status"], &test["reason"]), (&"crash".into(), &reason.into()), "{test:#}");
 }

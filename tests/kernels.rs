@@ -49,6 +49,26 @@ fn debian_kernels_have_what_run_needs() {
     }
 }
 
+/// A file alone, without the configuration that is usually in it: symbols tell the same as that of the tree.
+#[test]
+fn symbols_tell_what_a_kernel_has() {
+    let Some(tree) = find("tree-small") else { return };
+    let mut vmlinux = std::fs::read(common::asset("tree-small").unwrap().join("vmlinux")).unwrap();
+    let mark = b"IKCFG_ST";
+    let at = vmlinux.windows(mark.len()).position(|bytes| bytes == mark).expect("CONFIG_IKCONFIG");
+    vmlinux[at] = 0;
+    let dir = common::scratch();
+    let path = dir.path().join("vmlinux");
+    std::fs::write(&path, vmlinux).unwrap();
+    let alone = kernel::find(path.to_str(), None).unwrap();
+    for feature in [FOR_ANY_RUN, FOR_A_DIRECTORY, &WANTED, &[Feature::Scripts, Feature::Serial, Feature::Inet]].concat()
+    {
+        let support = alone.support(feature);
+        assert_eq!(support, tree.support(feature), "{feature:?}");
+        assert!(matches!(support, Support::BuiltIn | Support::Missing { .. }), "{feature:?}: {support:?}");
+    }
+}
+
 /// The kernel of which everything is a module. `guest-init` tells on the console which of them do not load.
 #[test]
 fn modules_load_in_the_order_in_which_they_are_found() {

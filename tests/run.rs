@@ -3,18 +3,18 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::planted::{HANG, LOAD, Planted, TRIPLE_FAULT};
+use common::pty::{self, OnTerminal};
 use common::run::{Runner, runs};
-use common::{BOOT, Session, Talk, belljar, scratch, tiny};
+use common::{BOOT, Session, belljar, scratch, tiny};
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 #[test]
 fn the_status_is_the_commands_own() {
@@ -31,7 +31,11 @@ fn a_panic_is_120_with_its_last_words_and_the_whole_log() {
     let dir = scratch();
     let report = dir.path().join("report.json");
     let runner = runner.arg("--report", &report);
-    let outcome = runner.run(&["sh", "-c", "echo before; echo c > /proc/sysrq-trigger; sleep 60"]);
+    // What was printed must have left the guest: a kernel that dies takes with it what was on its way.
+    let mut session = runner.start(&["sh", "-c", "echo before; read go; echo c > /proc/sysrq-trigger; sleep 60"]);
+    session.expect("before\n");
+    session.send("go");
+    let outcome = session.finish(BOOT);
     outcome.code(120).says("sysrq_handle_crash").says("belljar: the guest kernel panicked: Kernel panic - not syncing");
     assert_eq!(outcome.console, "before\n");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
@@ -217,6 +221,12 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
     runs(verb(&["cp", "goes-on:/tmp/tree/file", &here("back")])).code(0).is_silent();
     assert_eq!(std::fs::read_to_string(registry.path().join("back")).unwrap(), "copied");
     runs(verb(&["cp", "goes-on:/no/such", &here("back")])).code(125).says("/no/such");
+    let count = "while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done";
+    runs(verb(&["exec", "goes-on", "sh", "-c", &format!("({count}) >/dev/null 2>&1 &")])).code(0);
+    dumps_are_written_while_it_runs(&verb, &here);
+    let counted = "read a </tmp/count; for i in $(seq 600); do read b </tmp/count; [ \"$b\" -gt $((a+2)) ] && exit; sleep 0.1; \
+                   done; exit 1";
+    runs(verb(&["exec", "goes-on", "sh", "-c", counted])).code(0);
     let logs = runs(verb(&["logs", "goes-on"]));
     assert!(logs.console.contains("out\n") && logs.console.contains("err\n"), "{logs}");
     let taken = runner.run(&["true"]);
@@ -228,6 +238,53 @@ fn a_machine_goes_on_and_is_reached_by_its_name() {
     let left: Vec<_> =
         std::fs::read_dir(registry.path().join("belljar")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, [".lock"]);
+}
+
+/// Two at a time, of the machine `goes-on`; what cannot be written leaves nothing.
+fn dumps_are_written_while_it_runs(verb: &dyn Fn(&[&str]) -> Command, here: &dyn Fn(&str) -> String) {
+    std::fs::create_dir(here("dumps")).unwrap();
+    std::fs::write(here("dumps/second"), "replaced").unwrap();
+    let names = ["dumps/first", "dumps/second"].map(here);
+    let sessions = names.each_ref().map(|name| Session::start(verb(&["dump", "goes-on", name])));
+    for session in sessions {
+        session.finish(BOOT).code(0).is_silent();
+    }
+    names.iter().for_each(|name| is_a_dump(Path::new(name)));
+    for (machine, name, why) in [
+        ("goes-on", here("dumps"), "something else than a file"),
+        ("goes-on", here("none/core"), "Cannot write the dump"),
+        ("no-such", here("dumps/third"), "No machine called no-such runs"),
+    ] {
+        runs(verb(&["dump", machine, &name])).code(125).says_one_line(why);
+    }
+    assert_eq!(std::fs::read_dir(here("dumps")).unwrap().count(), 2);
+}
+
+/// The kernel's VMCOREINFO says where its name and the machine's are, and there they are.
+#[track_caller]
+fn is_a_dump(path: &Path) {
+    use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
+    let little = object::LittleEndian;
+    let file = File::open(path).unwrap();
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let mut head = vec![0; 8 << 20];
+    file.read_exact_at(&mut head, 0).unwrap();
+    let elf = ElfFile64::<object::LittleEndian>::parse(&*head).unwrap();
+    assert_eq!(elf.elf_header().e_type(little), object::elf::ET_CORE);
+    let of_kind = |kind| elf.elf_program_headers().iter().filter(move |header| header.p_type(little) == kind);
+    let notes = of_kind(object::elf::PT_NOTE).next().unwrap().data(little, &*head).unwrap();
+    let notes = String::from_utf8_lossy(notes);
+    let at = notes.split("SYMBOL(init_uts_ns)=").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+    let at = u64::from_str_radix(at, 16).unwrap();
+    let from = |load: &&_| -> Option<u64> {
+        let load: &object::elf::ProgramHeader64<_> = load;
+        at.checked_sub(load.p_vaddr(little)).filter(|&from| from < load.p_filesz(little))
+    };
+    let load = of_kind(object::elf::PT_LOAD).find(|load| from(load).is_some()).unwrap();
+    let mut names = [0; 512];
+    file.read_exact_at(&mut names, load.p_offset(little) + from(&load).unwrap()).unwrap();
+    let names = String::from_utf8_lossy(&names);
+    assert!(names.contains("Linux\0") && names.contains("goes-on\0"), "{names:?}");
 }
 
 /// Ends a machine whatever the test comes to.
@@ -242,28 +299,17 @@ impl Drop for Stop {
 #[test]
 fn a_terminal_has_its_size_and_follows_it() {
     let Some(runner) = Runner::new("6.12-cloud") else { return };
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let user = openpt(flags).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(&user, size(33, 101)).unwrap();
-    let terminal: OwnedFd = ioctl_tiocgptpeer(&user, flags).unwrap();
-    let fd = || Stdio::from(terminal.try_clone().unwrap());
-    let mut command =
-        runner.with(&["-it"]).command(&["sh", "-c", "stty size; read line; stty size; test -t 1; exit $?"]);
-    let mut child = command.stdin(fd()).stdout(fd()).stderr(fd()).spawn().unwrap();
-    drop(command);
-    let mut talk = Talk::over(user.try_clone().unwrap());
-    talk.expect("33 101");
-    tcsetwinsize(&user, size(50, 132)).unwrap();
+    let script = "stty size; read line; stty size; test -t 1; exit $?";
+    let mut session = OnTerminal::start(runner.with(&["-it"]).command(&["sh", "-c", script]), 33, 101);
+    session.talk.expect("33 101");
+    pty::resize(&session.user, 50, 132);
     // The test is not in the foreground of this terminal, whose signal therefore comes from here.
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::WINCH).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&session.child), Signal::WINCH).unwrap();
     let limit = Instant::now() + Duration::from_secs(1);
     while Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(100));
     }
-    talk.send("");
-    talk.expect("50 132");
-    assert!(child.wait().unwrap().success(), "{}", talk.seen);
+    session.talk.send("");
+    session.talk.expect("50 132");
+    assert!(session.child.wait().unwrap().success(), "{}", session.talk.seen);
 }

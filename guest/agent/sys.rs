@@ -119,6 +119,10 @@ const O_NONBLOCK: c_int = 0o4000;
 const F_GETFL: c_int = 3;
 const F_SETFL: c_int = 4;
 const SYS_FINIT_MODULE: c_long = if cfg!(target_arch = "x86_64") { 313 } else { 273 };
+/// The C library's own function refuses.
+const SYS_SCHED_SETSCHEDULER: c_long = if cfg!(target_arch = "x86_64") { 144 } else { 119 };
+/// In the order of time, before all that is not for real time; what is forked is ordinary again.
+const SCHED_FIFO_BUT_NOT_CHILDREN: c_int = 1 | 0x4000_0000;
 /// Linux 5.9.
 const SYS_CLOSE_RANGE: c_long = 436;
 const TIOCSWINSZ: c_ulong = 0x5414;
@@ -341,6 +345,14 @@ pub fn default_signals() {
         }
         sigprocmask(2, &[0; 16], std::ptr::null_mut());
     }
+}
+
+/// From now on this process runs when it can, before ordinary ones; its children do not.
+pub fn run_before_others() {
+    let lowest: c_int = 1;
+    // SAFETY: the pointer is to a local, a `struct sched_param`. Fails in a kernel without real-time scheduling, or where
+    // a group has no share of it: then nothing changes.
+    unsafe { syscall(SYS_SCHED_SETSCHEDULER, 0 as c_int, SCHED_FIFO_BUT_NOT_CHILDREN, &lowest) };
 }
 
 /// Closes everything but the first three descriptors. For a process that is about to end without its destructors.

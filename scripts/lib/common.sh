@@ -26,7 +26,7 @@ need() {
         [ "$(id -u)" = 0 ] || die "missing programs: run: sudo apt-get install --no-install-recommends ${packages[*]}"
         say "installing ${packages[*]}"
         lists
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2 ||
+        DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${packages[@]}" >&2 ||
             die "apt-get could not install ${packages[*]}"
         hash -r
     done

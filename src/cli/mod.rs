@@ -5,6 +5,7 @@ mod command_flags;
 mod cp;
 mod device_flags;
 mod doctor;
+mod dump;
 mod exec;
 mod kernel;
 mod machine_flags;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use crate::host::causes::causes;
 use crate::host::contain;
 use crate::machine::verdict::EXIT_FAILED;
+use crate::runner::report::diagnostics::Diagnostics;
 
 /// Exit code for a command line that cannot be understood, as of most tools.
 const EXIT_USAGE: u8 = 2;
@@ -75,8 +77,8 @@ fn usage_line(error: &clap::Error) -> String {
     let said = said.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let words: Vec<_> = said.map(|line| line.trim_start_matches("error: ")).collect();
     let begun = std::env::args().nth(1).filter(|word| command().find_subcommand(word).is_some());
-    let subcommand = begun.as_deref().unwrap_or("boot");
-    format!("belljar: {}; belljar {subcommand} --help lists what there is", words.join(" "))
+    let verb = begun.map(|verb| format!(" {verb}")).unwrap_or_default();
+    format!("belljar: {}; belljar{verb} --help lists what there is", words.join(" "))
 }
 
 /// The whole command line, as help, completions and tests see it.
@@ -91,6 +93,7 @@ pub fn command() -> Command {
         .subcommand(test::command())
         .subcommand(exec::command())
         .subcommand(cp::command())
+        .subcommand(dump::command())
         .subcommand(machines::ps_command())
         .subcommand(machines::stop_command())
         .subcommand(machines::logs_command())
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Some(("test", matches)) => test::run(matches),
         Some(("exec", matches)) => exec::run(matches),
         Some(("cp", matches)) => cp::run(matches),
+        Some(("dump", matches)) => dump::run(matches),
         Some(("ps", matches)) => machines::ps(matches),
         Some(("stop", matches)) => machines::stop(matches),
         Some(("logs", matches)) => machines::logs(matches),
@@ -142,7 +146,7 @@ fn start_logging() {
     let filter = std::env::var("BELLJAR_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Diagnostics)
         .without_time()
         .with_target(false)
         .init();

@@ -86,20 +86,30 @@ pub fn spec(matches: &ArgMatches) -> Result<RunSpec, Failure> {
             other => Failure::usage(other),
         })?,
     };
+    apply(matches, &mut spec)?;
+    Ok(spec)
+}
+
+/// Puts what these flags say into `spec`: it is added to what is there or replaces it.
+pub fn apply(matches: &ArgMatches, spec: &mut RunSpec) -> Result<(), Failure> {
     machine_flags::apply(matches, &mut spec.machine)?;
-    command_flags::apply(matches, &mut spec);
+    command_flags::apply(matches, spec);
     let path = |name| matches.get_one::<PathBuf>(name).cloned();
     let text = |name| matches.get_one::<String>(name).cloned();
     let texts = |name| matches.get_many::<String>(name).into_iter().flatten().cloned();
-    spec.root = path("root").or(spec.root);
-    spec.disk_root = path("disk-root").or(spec.disk_root);
-    spec.modules = path("modules").or(spec.modules);
+    if let (Some(_), None) | (None, Some(_)) = (path("root"), path("disk-root")) {
+        // A guest has one root.
+        (spec.root, spec.disk_root) = (None, None);
+    }
+    spec.root = path("root").or(spec.root.take());
+    spec.disk_root = path("disk-root").or(spec.disk_root.take());
+    spec.modules = path("modules").or(spec.modules.take());
     let access = [("ro", RootAccess::Ro), ("rw", RootAccess::Rw), ("overlay", RootAccess::Overlay)];
     let access = access.into_iter().find(|(name, _)| matches.get_flag(name)).map(|(_, access)| access);
     spec.access = access.or(spec.access);
     spec.volumes.extend(matches.get_many::<Volume>("volume").into_iter().flatten().cloned());
-    spec.hostname = text("hostname").or(spec.hostname);
-    spec.init = text("init").or(spec.init);
+    spec.hostname = text("hostname").or(spec.hostname.take());
+    spec.init = text("init").or(spec.init.take());
     spec.publish.extend(texts("publish"));
     spec.allow.extend(texts("allow"));
     let seconds = |name| matches.get_one::<u64>(name).copied();
@@ -107,5 +117,5 @@ pub fn spec(matches: &ArgMatches) -> Result<RunSpec, Failure> {
     spec.idle_timeout = seconds("idle-timeout").or(spec.idle_timeout);
     spec.no_panic_on_oops =
         (spec.no_panic_on_oops || matches.get_flag("no-panic-on-oops")) && !matches.get_flag("panic-on-oops");
-    Ok(spec)
+    Ok(())
 }

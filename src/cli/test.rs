@@ -4,12 +4,12 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use super::{Failure, command_flags, device_flags, file_failure, machine_flags, run_flags, test_flags};
 use crate::host::signal::Signals;
 use crate::host::{limits, terminal};
-use crate::runner::config::{self, Cell, Selection, Suite};
+use crate::runner::config::{self, Cell, InFile, Selection, Suite, What};
 use crate::runner::{self, Options, Stop};
 
 mod output;
@@ -32,18 +32,19 @@ pub fn command() -> Command {
              125 belljar or the host failed; 2 bad usage. With --bisect: 0 good, 1 bad, 125 cannot be told.",
         )
         .args(test_flags::what())
+        .args(test_flags::of_any())
         .args(test_flags::selection())
         .args(test_flags::course())
         .args(test_flags::reports())
-        .args(run_flags::root())
-        .args(command_flags::args())
-        .args(run_flags::guest())
-        .args(machine_flags::machine())
-        .args(device_flags::args())
-        .args(run_flags::limits())
-        .arg(machine_flags::timeout())
-        .args(machine_flags::debugging())
+        .args(machines())
         .arg(command_flags::words("The command that is the test, and its arguments"))
+}
+
+/// Flags that say how tests run, and count more than what a file says.
+fn machines() -> Vec<Arg> {
+    let lists = [run_flags::root(), command_flags::args(), run_flags::guest(), machine_flags::machine()];
+    let devices = device_flags::args().chain(run_flags::limits()).chain([machine_flags::timeout()]);
+    lists.into_iter().flatten().chain(devices).chain(machine_flags::debugging()).collect()
 }
 
 /// Runs the tests. The exit code is that of [`Outcome::exit_code`].
@@ -119,8 +120,8 @@ fn test(matches: &ArgMatches) -> Result<u8, Failure> {
 /// What there is to do.
 struct Planned {
     cells: Vec<Cell>,
-    /// The file that says so.
-    config: Option<PathBuf>,
+    /// Where it says so, if in a file.
+    config: Option<InFile>,
 }
 
 fn planned(matches: &ArgMatches) -> Result<Planned, Failure> {
@@ -137,6 +138,9 @@ fn planned(matches: &ArgMatches) -> Result<Planned, Failure> {
         }
         return Ok(Planned { cells, config: None });
     }
+    if let Some(spec) = matches.get_one::<PathBuf>("spec") {
+        return Err(Failure::usage(NoCommand(spec.clone())));
+    }
     let path = named.unwrap_or_else(|| config::FILE.into());
     let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Failure::usage(NoPlan(path.clone())),
@@ -144,7 +148,8 @@ fn planned(matches: &ArgMatches) -> Result<Planned, Failure> {
     })?;
     let mut cells = Suite::from_toml(&text, &path).and_then(|suite| suite.cells()).map_err(Failure::usage)?;
     replace(matches, &mut cells)?;
-    Ok(Planned { cells, config: Some(path) })
+    let flags = test_flags::given(matches, &[machines(), test_flags::of_any()].concat());
+    Ok(Planned { cells, config: Some(InFile { file: path, flags }) })
 }
 
 /// What flags say counts more than what a file says.
@@ -154,11 +159,11 @@ fn replace(matches: &ArgMatches, cells: &mut [Cell]) -> Result<(), Failure> {
         return Err(Failure::usage(SeveralKernels));
     }
     for cell in cells {
-        machine_flags::apply(matches, &mut cell.run.machine)?;
-        let seconds = |name| matches.get_one::<u64>(name).copied();
-        cell.run.boot_timeout = seconds("boot-timeout").or(cell.run.boot_timeout);
-        cell.run.idle_timeout = seconds("idle-timeout").or(cell.run.idle_timeout);
+        run_flags::apply(matches, &mut cell.run)?;
         test_flags::rules(matches, &mut cell.rules);
+        if let (What::Kselftest { dir, .. }, Some(given)) = (&mut cell.what, matches.get_one("kselftest-dir")) {
+            PathBuf::clone_from(dir, given);
+        }
         cell.run.validate().map_err(Failure::usage)?;
     }
     Ok(())
@@ -167,6 +172,10 @@ fn replace(matches: &ArgMatches, cells: &mut [Cell]) -> Result<(), Failure> {
 #[derive(Debug, thiserror::Error)]
 #[error("--config {}: a command, --kunit or --kselftest is a test of its own; leave one of the two out", .0.display())]
 struct TwoPlans(PathBuf);
+
+#[derive(Debug, thiserror::Error)]
+#[error("--spec {}: one test needs its command, after --, and tests of a file have their own machines", .0.display())]
+struct NoCommand(PathBuf);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{}: there is no such file; give the tests with --config FILE, or one test: a command after --, or --kunit", .0.display())]
@@ -197,7 +206,7 @@ fn options(
     matches: &ArgMatches,
     cells: &[Cell],
     directory: PathBuf,
-    config: Option<PathBuf>,
+    config: Option<InFile>,
 ) -> Result<Options, Failure> {
     let shell_on_fail = matches.get_flag("shell-on-fail");
     if shell_on_fail && !std::io::stdin().is_terminal() {
@@ -221,3 +230,88 @@ fn options(
 #[derive(Debug, thiserror::Error)]
 #[error("--shell-on-fail: standard input is not a terminal; leave it out")]
 struct NoTerminal;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(words: &[String]) -> Planned {
+        let matches = command().try_get_matches_from(words).unwrap();
+        let Planned { cells, config } = planned(&matches).unwrap_or_else(|failure| panic!("{words:?}: {failure:?}"));
+        Planned { cells: config::select(cells, &selection(&matches).unwrap()).unwrap(), config }
+    }
+
+    /// The line that repeats the only test of a command line, as a shell reads it, without `belljar`.
+    fn repeated(plan: &Planned) -> Vec<String> {
+        let line = plan.cells[0].reproduce(plan.config.as_ref());
+        let output = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\0' {line}")]).output().unwrap();
+        let words: Vec<_> =
+            String::from_utf8(output.stdout).unwrap().split_terminator('\0').map(str::to_owned).collect();
+        assert_eq!(words[0], "belljar");
+        words[1..].to_vec()
+    }
+
+    #[track_caller]
+    fn repeats(words: &[&str]) -> Vec<String> {
+        let words: Vec<_> = ["test"].iter().chain(words).map(|word| word.to_string()).collect();
+        let first = plan(&words);
+        let line = repeated(&first);
+        let second = plan(&line);
+        let cells = |plan: &Planned| serde_json::to_value(&plan.cells).unwrap();
+        assert_eq!(cells(&first), cells(&second), "{words:?}\n{line:?}");
+        assert_eq!((first.cells.len(), repeated(&second)), (1, line.clone()));
+        line
+    }
+
+    /// Flags of all sorts, with values that shells and this program could take for something else.
+    const FLAGS: &[&str] = &[
+        "--timeout=5",
+        "--append=-x 'y' \"$z\" `w`",
+        "--env=A=it's",
+        "--env=-B",
+        "--volume=a dir:/mnt:ro",
+        "--cpus=3",
+        "--memory=1G",
+        "--no-panic-on-oops",
+        "--boot-timeout=7",
+        "--disk=path=a,,b=c,readonly=on",
+        "--rng",
+        "--net=user",
+        "--ro",
+        "--keep=/tmp/a b",
+        "--splat=rcu-stall=warn",
+        "--splat=taint=fail",
+        "--ignore-splat=^WARNING in (a|b)$",
+        "--ignore-splat-in=^s/p.1$=KASAN: a=b",
+    ];
+
+    #[test]
+    fn a_command_line_is_repeated_by_its_line() {
+        let command = ["--", "sh", "-c", "echo \"it's $1\"; exit 3", "-x"];
+        repeats(&[&["--kernel", "a kernel"], FLAGS, &command].concat());
+        repeats(&[FLAGS, &["--kunit=ext4*.a?"]].concat());
+        repeats(&["--kselftest=net:a", "--kselftest=net:b", "--kselftest-dir=-k", "--disk-root=x"]);
+        repeats(&["true"]);
+    }
+
+    #[test]
+    fn what_is_said_beside_a_file_is_said_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my 'tests'.toml");
+        let text = "[defaults]\nkernel = \"k\"\ncpus = 4\nappend = \"quiet\"\nroot = \"/r\"\n\
+                    [[kernel]]\nname = \"one\"\n[[test]]\nname = \"a\"\ncommand = [\"true\"]\n[[test]]\nname = \"b\"\nkselftest = \"size\"\nkselftest-dir = \"k\"\n";
+        std::fs::write(&file, text).unwrap();
+        let config = ["--config", file.to_str().unwrap(), "--filter", "a", "--jobs=2"];
+        let other = repeats(&["--config", config[1], "--filter", "=one/b", "--kselftest-dir", "there"]);
+        assert_eq!(other[5..], ["--kselftest-dir", "there"]);
+        let plain = repeats(&config);
+        assert_eq!(plain[3..], ["--filter", "=one/a"]);
+        let line = repeats(&[&config, FLAGS, &["--kernel=other", "--disk-root=image"]].concat());
+        let cell = &plan(&line).cells[0];
+        let machine = &cell.run.machine;
+        assert_eq!((machine.cpus, machine.timeout, machine.kernel.as_deref()), (3, Some(5), Some(Path::new("other"))));
+        assert_eq!((cell.run.root.as_deref(), cell.run.disk_root.as_deref()), (None, Some(Path::new("image"))));
+        assert_eq!(cell.rules.ignore_splats[1].case(), Some("^s/p.1$"));
+        assert!(!line.iter().any(|word| word.contains("jobs")), "{line:?}");
+    }
+}

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::Failure;
-use crate::runner::config::{Rules, Shard, What};
+use crate::runner::config::{Rules, Shard, What, with_value};
 use crate::runner::outcome::{Action, SplatKind};
 use crate::runner::report::KcidbOrigin;
 use crate::runner::splat::Ignore;
@@ -40,7 +41,14 @@ pub fn what() -> Vec<Arg> {
             .requires("kselftest-dir")
             .conflicts_with("kunit")
             .help("Installed kselftests"),
-        path("kselftest-dir", "DIR", "Where they are installed: the directory with run_kselftest.sh"),
+    ];
+    under("Tests", list)
+}
+
+/// Flags that say what shall come of tests, and what is kept: of any, those of a file too.
+pub fn of_any() -> Vec<Arg> {
+    let list = vec![
+        path("kselftest-dir", "DIR", "Where kselftests are installed: the directory with run_kselftest.sh"),
         Arg::new("keep")
             .long("keep")
             .value_name("PATH")
@@ -58,7 +66,13 @@ pub fn what() -> Vec<Arg> {
             .value_name("REGEX")
             .value_parser(|text: &str| Ignore::new(text, None))
             .action(ArgAction::Append)
-            .help("Complaints with such a title do not matter"),
+            .help("Complaints with such a title or text do not matter"),
+        Arg::new("ignore-splat-in")
+            .long("ignore-splat-in")
+            .value_name("CASE=REGEX")
+            .value_parser(ignore_in)
+            .action(ArgAction::Append)
+            .help("The same while a case of such a name is under way; CASE is a regular expression, too, without ="),
     ];
     under("Tests", list)
 }
@@ -141,6 +155,26 @@ fn splat(text: &str) -> Result<(SplatKind, Action), String> {
     Ok((kind, parse(action).try_into().map_err(|e: toml::de::Error| e.message().to_string())?))
 }
 
+fn ignore_in(text: &str) -> Result<Ignore, String> {
+    let (case, pattern) = text.split_once('=').ok_or("write CASE=REGEX")?;
+    Ignore::new(pattern, Some(case))
+}
+
+/// What the command line says by these flags, as words.
+pub fn given(matches: &ArgMatches, flags: &[Arg]) -> Vec<String> {
+    let said = |flag: &&Arg| matches.value_source(flag.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let words = |flag: &Arg| -> Vec<String> {
+        let name = format!("--{}", flag.get_long().unwrap_or_default());
+        if matches!(flag.get_action(), ArgAction::SetTrue) {
+            return vec![name];
+        }
+        let values = matches.get_raw(flag.get_id().as_str()).into_iter().flatten().map(|value| value.to_string_lossy());
+        // Devices need no value.
+        values.flat_map(|value| if value.is_empty() { vec![name.clone()] } else { with_value(&name, &value) }).collect()
+    };
+    flags.iter().filter(said).flat_map(words).collect()
+}
+
 /// The test that the command line is, unless it leaves that to a file.
 pub fn one_test(matches: &ArgMatches) -> Result<Option<What>, Failure> {
     let command = matches.contains_id("command");
@@ -174,7 +208,9 @@ struct TwoCollections;
 /// Adds what the flags say of any test.
 pub fn rules(matches: &ArgMatches, rules: &mut Rules) {
     rules.splats.extend(matches.get_many::<(SplatKind, Action)>("splat").into_iter().flatten().copied());
-    rules.ignore_splats.extend(matches.get_many::<Ignore>("ignore-splat").into_iter().flatten().cloned());
+    for name in ["ignore-splat", "ignore-splat-in"] {
+        rules.ignore_splats.extend(matches.get_many::<Ignore>(name).into_iter().flatten().cloned());
+    }
     rules.artifacts.extend(matches.get_many::<PathBuf>("keep").into_iter().flatten().cloned());
     rules.retry_infra = matches.get_one("retry-infra").copied().or(rules.retry_infra);
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::memory::Memory;
 use super::points::Points;
 use super::registers::Image;
+use super::requests::Request;
 use super::{Error, dump};
 use crate::arch::x86_64::state::{Activity, CpuState};
 use crate::engine::debug::{On, Stop, Wanted};
@@ -87,8 +88,24 @@ impl Guest {
 
     /// Writes a core dump to `path`.
     pub(super) fn dump(&mut self, path: &Path) -> Result<(), Error> {
-        let cpus = (0..self.cpus()).map(|cpu| self.state(cpu).cloned()).collect::<Result<Vec<_>, _>>()?;
-        dump::write(path, self.memory.ram(), &cpus).map_err(|e| Error::Dump(path.into(), e))
+        let cpus = states(&self.leash)?;
+        dump::write(path, &self.memory, &cpus).map_err(|e| Error::Dump(path.into(), e))
+    }
+
+    /// Writes dumps that others want, while `goes_on` says so; the debugger does not notice. `runs`: as far as it knows the
+    /// machine does.
+    pub(super) fn dump_for(&mut self, requests: Vec<Request>, runs: bool, goes_on: &dyn Fn() -> bool) {
+        if requests.is_empty() {
+            return;
+        }
+        self.leash.cpus().stop();
+        for request in requests {
+            request.serve(&self.memory, states(&self.leash), goes_on);
+        }
+        self.collect();
+        if runs && self.events.is_empty() {
+            self.go_on();
+        }
     }
 
     /// Changes registers of vCPU `cpu`.
@@ -189,9 +206,14 @@ impl Guest {
         }
         self.states.clear();
         self.leash.release();
+        self.go_on();
+        Ok(())
+    }
+
+    /// Lets those run that shall.
+    fn go_on(&self) {
         let only = self.alone.then(|| self.actions.keys().copied().collect::<BTreeSet<_>>());
         self.leash.cpus().allow(only);
-        Ok(())
     }
 
     fn tell(&self, cpu: usize, wanted: Wanted) -> Result<(), Error> {
@@ -246,4 +268,9 @@ impl Guest {
         self.leash.release();
         self.leash.cpus().allow(None);
     }
+}
+
+/// States of all vCPUs.
+pub(super) fn states(leash: &Leash) -> Result<Vec<CpuState>, Error> {
+    (0..leash.cpus().count()).map(|cpu| Ok(leash.cpus().with(cpu, |vcpu| vcpu.state())??)).collect()
 }

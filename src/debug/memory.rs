@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::arch::x86_64::state::SystemRegisters;
 use crate::arch::x86_64::walk::AddressSpace;
-use crate::mem::Ram;
+use crate::mem::{self, Ram};
 
 /// The instruction that a breakpoint is where the engine needs one.
 const INT3: u8 = 0xcc;
@@ -50,16 +50,22 @@ impl Memory {
         pieces
     }
 
+    /// Reads RAM from guest-physical `at` on.
+    pub(super) fn read_physical(&self, at: u64, data: &mut [u8]) -> Result<(), mem::Error> {
+        self.ram.read(at, data)?;
+        for (planted, original) in self.planted.range(at..at + data.len() as u64) {
+            data.iter_mut().skip((planted - at) as usize).take(1).for_each(|byte| *byte = *original);
+        }
+        Ok(())
+    }
+
     /// Reads from linear `at` on; the number of bytes that can be read.
     pub(super) fn read(&self, system: &SystemRegisters, at: u64, data: &mut [u8]) -> usize {
         let mut done = 0;
         for (physical, len) in self.pieces(system, at, data.len()) {
             let Some(part) = data.get_mut(done..done + len) else { break };
-            if self.ram.read(physical, part).is_err() {
+            if self.read_physical(physical, part).is_err() {
                 break;
-            }
-            for (at, original) in self.planted.range(physical..physical + len as u64) {
-                part.iter_mut().skip((at - physical) as usize).take(1).for_each(|byte| *byte = *original);
             }
             done += len;
         }
@@ -150,6 +156,8 @@ mod tests {
         memory.ram.read(0x2_0000, &mut raw).unwrap();
         memory.read(&system, 0x2_0000, &mut seen);
         assert_eq!((raw, seen), ([0x65, INT3], [0x65, 0x66]));
+        memory.read_physical(0x2_0000, &mut seen).unwrap();
+        assert_eq!(seen, [0x65, 0x66], "in dumps");
         memory.unplant(at);
         memory.ram.read(0x2_0000, &mut raw).unwrap();
         assert_eq!(raw, [0x65, 0x66]);

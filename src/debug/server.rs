@@ -10,13 +10,15 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::address::Listener;
-use super::guest::Guest;
+use super::guest::{Guest, states};
+use super::memory::Memory;
 use super::monitor::{self, Monitor};
+use super::requests::{Request, Requests};
 use super::session::{self, Around, End};
 use super::target::Debugged;
 use crate::host::contain::contain;
 use crate::machine::Control;
-use crate::machine::leash::Leash;
+use crate::machine::leash::{Break, Leash};
 use crate::machine::verdict::Verdict;
 use crate::mem::Ram;
 
@@ -25,6 +27,7 @@ use crate::mem::Ram;
 pub(super) struct Shared {
     pub(super) leash: Arc<Leash>,
     pub(super) control: Arc<Control>,
+    pub(super) requests: Requests,
     /// The machine is about to be taken apart.
     pub(super) quit: AtomicBool,
 }
@@ -41,6 +44,14 @@ impl Around for Shared {
     fn ended(&self) -> Option<u8> {
         let ending = self.control.ending().filter(|_| self.quit.load(Ordering::Acquire))?;
         Some(Verdict::of(ending, &self.control).exit_code())
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        self.requests.take()
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.quit.load(Ordering::Acquire)
     }
 }
 
@@ -63,11 +74,12 @@ impl Server {
     /// All that the thread does.
     pub(super) fn run(mut self) {
         let mut waits = std::mem::take(&mut self.waits);
-        while !self.shared.quit.load(Ordering::Acquire) {
+        while self.shared.goes_on() {
             if !waits && self.shared.leash.take_crash() {
                 waits = self.crashed();
                 continue;
             }
+            self.dumps(waits);
             if let Some(client) = self.next_client() {
                 self.serve(client);
                 waits = false;
@@ -99,6 +111,30 @@ impl Server {
         Ok(())
     }
 
+    /// Writes the dumps that others want. A machine that does not stand still for gdb goes on after them.
+    fn dumps(&self, stands: bool) {
+        let requests = self.shared.requests();
+        if requests.is_empty() {
+            return;
+        }
+        let Shared { leash, control, .. } = &*self.shared;
+        leash.begin_break(Break::Dump);
+        leash.cpus().stop();
+        let written = contain("the debugger", || {
+            let memory = Memory::new(self.ram.clone());
+            for request in requests {
+                request.serve(&memory, states(leash), &|| self.shared.goes_on());
+            }
+        });
+        written.unwrap_or_else(|panic| tracing::warn!("{panic}"));
+        // A guest that has died meanwhile stays as it is until that was looked at.
+        if !stands && !leash.holds() {
+            leash.cpus().allow(None);
+        }
+        leash.end_break(Break::Dump);
+        control.wake();
+    }
+
     /// Waits until somebody connects, or something else is to be looked at.
     fn next_client(&self) -> Option<OwnedFd> {
         let leash = &self.shared.leash;
@@ -115,9 +151,9 @@ impl Server {
     /// Serves gdb; then the machine goes on.
     fn serve(&self, client: OwnedFd) {
         let Shared { leash, control, .. } = &*self.shared;
-        leash.begin_break();
+        leash.begin_break(Break::Debugger);
         let end = contain("the debugger", || self.session(client));
-        leash.end_break();
+        leash.end_break(Break::Debugger);
         match end {
             Ok(Ok(End::Killed)) => monitor::end(control),
             Ok(Ok(End::Detached | End::Ended)) => {}
@@ -140,5 +176,12 @@ impl Server {
             debugged.guest.let_go();
         }
         end
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nobody shall wait for a thread that is gone.
+        self.shared.requests.close();
     }
 }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::guest::Event;
+use super::requests::Request;
 use super::target::{self, Debugged};
 
 /// Longest packet: gdb reads memory in pieces of half of it.
@@ -28,6 +29,10 @@ pub(super) trait Around {
     fn awake(&self);
     /// The machine has ended, with this exit code.
     fn ended(&self) -> Option<u8>;
+    /// Whether the machine is not about to be taken apart.
+    fn goes_on(&self) -> bool;
+    /// Dumps that others want.
+    fn requests(&self) -> Vec<Request>;
 }
 
 /// How a session ended.
@@ -49,6 +54,8 @@ pub(super) fn serve(stream: OwnedFd, debugged: &mut Debugged, around: &dyn Aroun
     let stub = stub.map_err(|e| Error::Protocol(e.to_string()))?;
     let mut gdb = stub.run_state_machine(debugged).map_err(failed)?;
     loop {
+        let runs = matches!(gdb, GdbStubStateMachine::Running(_));
+        debugged.guest.dump_for(around.requests(), runs, &|| around.goes_on());
         gdb = match gdb {
             GdbStubStateMachine::Disconnected(gdb) => return Ok(end(gdb.get_reason())),
             GdbStubStateMachine::CtrlCInterrupt(gdb) => {

@@ -12,9 +12,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use crate::devices::character_queues::{CharacterQueues, Wake};
 use crate::devices::console_output::ConsoleOutput;
-use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec, place};
 use crate::host::alarm::Alarm;
-use crate::host::chardev::{TARGETS, Target};
+use crate::host::chardev::Target;
 use crate::host::stream::{Claim, Listener, WhenFull};
 use crate::host::terminal::WindowSize;
 use crate::virtio::config::ConfigSpace;
@@ -48,9 +48,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Kind;
 
-const KEYS: &[Key] =
-    &[Key { name: "to", value: "stdio|stderr|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
-
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {
         "console"
@@ -61,7 +58,7 @@ impl DeviceKind for Kind {
     }
 
     fn keys(&self) -> &'static [Key] {
-        KEYS
+        &[place::OF_A_CONSOLE]
     }
 
     fn repeatable(&self) -> bool {
@@ -69,12 +66,7 @@ impl DeviceKind for Kind {
     }
 
     fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
-        let target = match options.text("to") {
-            None => Some(Target::Stdio),
-            Some("off") => None,
-            Some(text) => Some(text.parse().map_err(|_| options.error(format!("to={text}: say {TARGETS} or off")))?),
-        };
-        Ok(Box::new(ConsoleSpec { target }))
+        Ok(Box::new(ConsoleSpec { target: place::of_a_console(options)? }))
     }
 }
 
@@ -421,7 +413,7 @@ mod tests {
 
     #[test]
     fn options_name_a_place_or_none() {
-        let spec = |text| Kind.parse(&mut Options::from_flag("console", KEYS, text).unwrap());
+        let spec = |text| Kind.parse(&mut Options::from_flag("console", Kind.keys(), text).unwrap());
         assert_eq!(spec("socket=/tmp/s").unwrap().kernel_words(), ["console=hvc0"]);
         assert!(spec("off").unwrap().kernel_words().is_empty());
         assert!(spec("vt100").unwrap_err().to_string().starts_with("--console: to=vt100: say stdio|"));

@@ -13,6 +13,7 @@ pub mod guest_event;
 pub mod keyboard_reset;
 pub mod net;
 pub mod options;
+mod place;
 pub mod port;
 pub mod pvpanic;
 pub mod rng;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use crate::devices::character_queues::{CharacterQueues, Wake};
-use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec, place};
 use crate::host::chardev::Target;
 use crate::host::stream::{Claim, Listener, Stream, Style, WhenFull};
 use crate::virtio::config::ConfigSpace;
@@ -55,10 +55,8 @@ const WAKE: u32 = 0;
 #[derive(Debug)]
 pub struct Kind;
 
-const KEYS: &[Key] = &[
-    Key { name: "name", value: "NAME", about: "its name: /dev/virtio-ports/NAME in the guest" },
-    Key { name: "to", value: "file=PATH|pty|socket=PATH", about: "where it leads on the host" },
-];
+const KEYS: &[Key] =
+    &[Key { name: "name", value: "NAME", about: "its name: /dev/virtio-ports/NAME in the guest" }, place::OF_A_PORT];
 
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {
@@ -79,14 +77,8 @@ impl DeviceKind for Kind {
             let reason = format!("name={name}: take letters, digits, `.`, `_` and `-`, at most {NAME_LIMIT}");
             return Err(options.error(reason));
         }
-        let text = options.required("to")?;
-        match text.parse() {
-            // Standard input and output are for consoles; and nobody is ever connected to nowhere.
-            Ok(Target::Stdio | Target::Stderr | Target::Null) | Err(_) => {
-                Err(options.error(format!("to={text}: say file=PATH, pty or socket=PATH")))
-            }
-            Ok(target) => Ok(Box::new(PortSpec { name: name.into(), target })),
-        }
+        let name = name.to_string();
+        Ok(Box::new(PortSpec { name, target: place::of_a_port(options)? }))
     }
 }
 

@@ -16,8 +16,8 @@ use vm_superio::{Serial, Trigger};
 use crate::bus::BusDevice;
 use crate::devices::builder::PlacedPorts;
 use crate::devices::console_output::ConsoleOutput;
-use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, PlainConsole, Spec};
-use crate::host::chardev::{TARGETS, Target};
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, PlainConsole, Spec, place};
+use crate::host::chardev::Target;
 use crate::host::stream::{Claim, Listener, Stream, WhenFull};
 use crate::irq::IrqLine;
 
@@ -63,9 +63,6 @@ const POLLING: u8 = 8;
 #[derive(Debug)]
 pub struct Kind;
 
-const KEYS: &[Key] =
-    &[Key { name: "to", value: "stdio|stderr|file=PATH|pty|socket=PATH|null|off", about: "where it leads (stdio)" }];
-
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {
         "serial"
@@ -76,7 +73,7 @@ impl DeviceKind for Kind {
     }
 
     fn keys(&self) -> &'static [Key] {
-        KEYS
+        &[place::OF_A_CONSOLE]
     }
 
     fn repeatable(&self) -> bool {
@@ -84,12 +81,7 @@ impl DeviceKind for Kind {
     }
 
     fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
-        let target = match options.text("to") {
-            None => Some(Target::Stdio),
-            Some("off") => None,
-            Some(text) => Some(text.parse().map_err(|_| options.error(format!("to={text}: say {TARGETS} or off")))?),
-        };
-        Ok(Box::new(SerialSpec { target }))
+        Ok(Box::new(SerialSpec { target: place::of_a_console(options)? }))
     }
 }
 
@@ -541,7 +533,7 @@ mod tests {
 
     #[test]
     fn options_name_a_place_or_none() {
-        let spec = |text| Kind.parse(&mut Options::from_flag("serial", KEYS, text).unwrap());
+        let spec = |text| Kind.parse(&mut Options::from_flag("serial", Kind.keys(), text).unwrap());
         assert!(format!("{:?}", spec("").unwrap()).contains("Stdio"));
         assert!(format!("{:?}", spec("file=/tmp/x").unwrap()).contains("/tmp/x"));
         assert_eq!(spec("off").unwrap().plain_console(), None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::devices::builder::PlacedPorts;
 use crate::devices::serial::{GSI, Output, REGISTERS, SerialPort};
-use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec};
+use crate::devices::{AttachError, Builder, Key, Kind as DeviceKind, OptionError, Options, Spec, place};
 use crate::host::chardev::Target;
 use crate::host::stream::{Stream, Style};
 
@@ -21,8 +21,6 @@ const NUMBER: u32 = 2;
 #[derive(Debug)]
 pub struct Kind;
 
-const KEYS: &[Key] = &[Key { name: "to", value: "file=PATH|pty|socket=PATH", about: "where it leads on the host" }];
-
 impl DeviceKind for Kind {
     fn name(&self) -> &'static str {
         "uart"
@@ -33,7 +31,7 @@ impl DeviceKind for Kind {
     }
 
     fn keys(&self) -> &'static [Key] {
-        KEYS
+        &[place::OF_A_PORT]
     }
 
     fn repeatable(&self) -> bool {
@@ -41,14 +39,7 @@ impl DeviceKind for Kind {
     }
 
     fn parse(&self, options: &mut Options) -> Result<Box<dyn Spec>, OptionError> {
-        let text = options.required("to")?;
-        match text.parse() {
-            // For consoles. And nobody is ever connected to nowhere.
-            Ok(Target::Stdio | Target::Stderr | Target::Null) | Err(_) => {
-                Err(options.error(format!("to={text}: say file=PATH, pty or socket=PATH")))
-            }
-            Ok(target) => Ok(Box::new(UartSpec { target })),
-        }
+        Ok(Box::new(UartSpec { target: place::of_a_port(options)? }))
     }
 }
 

@@ -49,6 +49,8 @@ struct Row {
     option: &'static str,
     /// Its module; none if it cannot be one.
     module: Option<&'static str>,
+    /// What is in the kernel's symbol table if it is built in, in all versions since 5.4.
+    symbol: &'static str,
 }
 
 /// Whether and how a kernel has a feature.
@@ -70,7 +72,7 @@ pub enum Support {
         /// The option, without `CONFIG_`.
         option: &'static str,
     },
-    /// Neither configuration nor modules are known.
+    /// Neither configuration nor modules nor symbols are known.
     Unknown,
 }
 
@@ -91,40 +93,44 @@ pub const FOR_A_DIRECTORY: &[Feature] = &[Feature::VirtioFs, Feature::Overlay];
 
 impl Feature {
     fn row(self) -> Row {
-        let row = |about, option, module| Row { about, option, module: Some(module) };
-        let always = |about, option| Row { about, option, module: None };
+        let row = |about, option, module, symbol| Row { about, option, module: Some(module), symbol };
+        let always = |about, option, symbol| Row { about, option, module: None, symbol };
         match self {
-            Self::Initramfs => always("initial RAM file systems", "BLK_DEV_INITRD"),
-            Self::Devtmpfs => always("devtmpfs", "DEVTMPFS"),
-            Self::Tmpfs => always("tmpfs", "TMPFS"),
-            Self::Proc => always("/proc", "PROC_FS"),
-            Self::Sysfs => always("/sys", "SYSFS"),
-            Self::Elf => always("ELF programs", "BINFMT_ELF"),
-            Self::Scripts => row("scripts that begin with #!", "BINFMT_SCRIPT", "binfmt_script"),
-            Self::Acpi => always("ACPI", "ACPI"),
-            Self::Serial => always("a console on the serial port", "SERIAL_8250_CONSOLE"),
-            Self::VirtioPci => row("virtio over PCI", "VIRTIO_PCI", "virtio_pci"),
-            Self::VirtioMmio => row("virtio-mmio", "VIRTIO_MMIO", "virtio_mmio"),
-            Self::VirtioBlk => row("virtio disks", "VIRTIO_BLK", "virtio_blk"),
-            Self::VirtioNet => row("virtio network interfaces", "VIRTIO_NET", "virtio_net"),
-            Self::VirtioConsole => row("virtio consoles", "VIRTIO_CONSOLE", "virtio_console"),
-            Self::VirtioRng => row("virtio random numbers", "HW_RANDOM_VIRTIO", "virtio_rng"),
-            Self::VirtioBalloon => row("the virtio balloon", "VIRTIO_BALLOON", "virtio_balloon"),
-            Self::Vsock => row("virtio sockets", "VIRTIO_VSOCKETS", "vmw_vsock_virtio_transport"),
-            Self::VirtioFs => row("virtio-fs", "VIRTIO_FS", "virtiofs"),
-            Self::Pvpanic => row("pvpanic", "PVPANIC_MMIO", "pvpanic_mmio"),
-            Self::Overlay => row("overlay file systems", "OVERLAY_FS", "overlay"),
-            Self::Ext4 => row("ext4", "EXT4_FS", "ext4"),
-            Self::Xfs => row("XFS", "XFS_FS", "xfs"),
-            Self::Btrfs => row("Btrfs", "BTRFS_FS", "btrfs"),
-            Self::Squashfs => row("SquashFS", "SQUASHFS", "squashfs"),
-            Self::Erofs => row("EROFS", "EROFS_FS", "erofs"),
-            Self::Iso9660 => row("ISO 9660", "ISO9660_FS", "isofs"),
-            Self::Vfat => row("VFAT", "VFAT_FS", "vfat"),
-            Self::Unix => row("UNIX sockets", "UNIX", "unix"),
-            Self::Inet => always("IPv4", "INET"),
-            Self::Ipv6 => row("IPv6", "IPV6", "ipv6"),
-            Self::Packet => row("packet sockets", "PACKET", "af_packet"),
+            Self::Initramfs => always("initial RAM file systems", "BLK_DEV_INITRD", "unpack_to_rootfs"),
+            Self::Devtmpfs => always("devtmpfs", "DEVTMPFS", "devtmpfsd"),
+            Self::Tmpfs => always("tmpfs", "TMPFS", "shmem_fs_type"),
+            Self::Proc => always("/proc", "PROC_FS", "proc_fs_type"),
+            Self::Sysfs => always("/sys", "SYSFS", "sysfs_fs_type"),
+            Self::Elf => always("ELF programs", "BINFMT_ELF", "elf_format"),
+            Self::Scripts => row("scripts that begin with #!", "BINFMT_SCRIPT", "binfmt_script", "script_format"),
+            Self::Acpi => always("ACPI", "ACPI", "acpi_bus_type"),
+            Self::Serial => always("a console on the serial port", "SERIAL_8250_CONSOLE", "univ8250_console"),
+            Self::VirtioPci => row("virtio over PCI", "VIRTIO_PCI", "virtio_pci", "virtio_pci_driver"),
+            Self::VirtioMmio => row("virtio-mmio", "VIRTIO_MMIO", "virtio_mmio", "virtio_mmio_driver"),
+            Self::VirtioBlk => row("virtio disks", "VIRTIO_BLK", "virtio_blk", "virtio_blk"),
+            Self::VirtioNet => row("virtio network interfaces", "VIRTIO_NET", "virtio_net", "virtio_net_driver"),
+            Self::VirtioConsole => row("virtio consoles", "VIRTIO_CONSOLE", "virtio_console", "virtio_console"),
+            Self::VirtioRng => row("virtio random numbers", "HW_RANDOM_VIRTIO", "virtio_rng", "virtio_rng_driver"),
+            Self::VirtioBalloon => {
+                row("the virtio balloon", "VIRTIO_BALLOON", "virtio_balloon", "virtio_balloon_driver")
+            }
+            Self::Vsock => {
+                row("virtio sockets", "VIRTIO_VSOCKETS", "vmw_vsock_virtio_transport", "virtio_vsock_driver")
+            }
+            Self::VirtioFs => row("virtio-fs", "VIRTIO_FS", "virtiofs", "virtio_fs_type"),
+            Self::Pvpanic => row("pvpanic", "PVPANIC_MMIO", "pvpanic_mmio", "pvpanic_mmio_driver"),
+            Self::Overlay => row("overlay file systems", "OVERLAY_FS", "overlay", "ovl_fs_type"),
+            Self::Ext4 => row("ext4", "EXT4_FS", "ext4", "ext4_fs_type"),
+            Self::Xfs => row("XFS", "XFS_FS", "xfs", "xfs_fs_type"),
+            Self::Btrfs => row("Btrfs", "BTRFS_FS", "btrfs", "btrfs_fs_type"),
+            Self::Squashfs => row("SquashFS", "SQUASHFS", "squashfs", "squashfs_fs_type"),
+            Self::Erofs => row("EROFS", "EROFS_FS", "erofs", "erofs_fs_type"),
+            Self::Iso9660 => row("ISO 9660", "ISO9660_FS", "isofs", "iso9660_fs_type"),
+            Self::Vfat => row("VFAT", "VFAT_FS", "vfat", "vfat_fs_type"),
+            Self::Unix => row("UNIX sockets", "UNIX", "unix", "unix_family_ops"),
+            Self::Inet => always("IPv4", "INET", "inet_family_ops"),
+            Self::Ipv6 => row("IPv6", "IPV6", "ipv6", "inet6_family_ops"),
+            Self::Packet => row("packet sockets", "PACKET", "af_packet", "packet_family_ops"),
         }
     }
 
@@ -169,7 +175,7 @@ pub struct Lack {
 impl Kernel {
     /// Whether and how this kernel has `feature`.
     pub fn support(&self, feature: Feature) -> Support {
-        let Row { option, module, .. } = feature.row();
+        let Row { option, module, symbol, .. } = feature.row();
         let tree = self.tree();
         let found = module.filter(|name| tree.is_some_and(|tree| tree.has(name)));
         let built_in = module.is_some_and(|name| tree.is_some_and(|tree| tree.is_builtin(name)));
@@ -183,7 +189,11 @@ impl Kernel {
             (None, None, Some(_)) if built_in => Support::BuiltIn,
             // A list of what is built in is complete.
             (None, None, Some(_)) if tree.is_some_and(|tree| tree.knows_builtin()) => Support::Missing { option },
-            (None, None, _) => Support::Unknown,
+            (None, None, _) => match self.symbols().map(|symbols| symbols.has(symbol)) {
+                Some(true) => Support::BuiltIn,
+                Some(false) => Support::Missing { option },
+                None => Support::Unknown,
+            },
         }
     }
 

@@ -8,7 +8,7 @@
 //! | `root` | kernels in directories: installed, built, or alone |
 //! | `package` | Debian and RPM packages, archives |
 //! | `store` | kernels that belljar keeps |
-//! | `config`, `feature` | what a kernel has and lacks |
+//! | `config`, `symbols`, `feature` | what a kernel has and lacks |
 //! | `modules`, `modinfo` | which modules are needed for that, in which order |
 
 pub(crate) mod compressed;
@@ -25,9 +25,11 @@ mod release;
 mod root;
 mod search;
 pub mod store;
+mod symbols;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -36,6 +38,7 @@ use crate::loader::{self, cache};
 use config::Config;
 use modules::Tree;
 use root::Found;
+use symbols::Symbols;
 
 pub use error::Error;
 pub use feature::{FOR_A_DIRECTORY, FOR_ANY_RUN, Feature, Lack, Support};
@@ -56,6 +59,7 @@ pub struct Kernel {
     found: Found,
     config: OnceLock<Option<Config>>,
     tree: OnceLock<Option<Tree>>,
+    symbols: OnceLock<Option<Symbols>>,
 }
 
 impl Kernel {
@@ -70,6 +74,7 @@ impl Kernel {
             found,
             config: OnceLock::new(),
             tree: OnceLock::new(),
+            symbols: OnceLock::new(),
         };
         if let (None, Some(release)) = (&kernel.found.modules, &kernel.release) {
             kernel.found.modules = root::modules_beside(&kernel.image, release);
@@ -147,9 +152,16 @@ impl Kernel {
     }
 
     fn embedded(&self) -> Option<Config> {
+        Config::embedded(&self.vmlinux()?).ok()?
+    }
+
+    fn symbols(&self) -> Option<&Symbols> {
+        self.symbols.get_or_init(|| Symbols::read(&self.vmlinux()?)).as_ref()
+    }
+
+    fn vmlinux(&self) -> Option<File> {
         let vmlinux = loader::vmlinux(&self.image, &cache::Policy::User);
-        let vmlinux = vmlinux.inspect_err(|error| tracing::debug!(%error, "no embedded configuration")).ok()??;
-        Config::embedded(&vmlinux).ok()?
+        vmlinux.inspect_err(|error| tracing::debug!(%error, "the image cannot be looked into")).ok()?
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a machine and a debugger outside of it know of each other: when the CPUs stop for it, and how long. See `debug`.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -50,7 +51,7 @@ impl Leash {
     /// The guest died. If somebody wants to look at it, all CPUs stop. On any thread.
     pub(super) fn crashed(&self) {
         let mut state = self.lock();
-        if self.wants_crashes || state.breaks.since.is_some() {
+        if self.wants_crashes || state.breaks.why.contains(&Break::Debugger) {
             (state.crashed, state.holds) = (true, true);
             drop(state);
             self.cpus.brake();
@@ -59,7 +60,7 @@ impl Leash {
     }
 
     /// Whether a dead guest is still looked at.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.lock().holds
     }
 
@@ -69,13 +70,13 @@ impl Leash {
     }
 
     /// Time does not count from here on.
-    pub(crate) fn begin_break(&self) {
-        self.lock().breaks.since.get_or_insert_with(Instant::now);
+    pub(crate) fn begin_break(&self, why: Break) {
+        self.lock().breaks.begin(why, Instant::now());
     }
 
-    /// Time counts again.
-    pub(crate) fn end_break(&self) {
-        self.lock().breaks.end(Instant::now());
+    /// Time counts again, if nobody else is in the way.
+    pub(crate) fn end_break(&self, why: Break) {
+        self.lock().breaks.end(why, Instant::now());
     }
 
     /// When the time limit `at` is reached, with the time that did not count; none while it does not.
@@ -114,16 +115,36 @@ impl Leash {
     }
 }
 
-/// Times that do not count: somebody looked at the stopped machine.
+/// Why time does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Break {
+    /// A debugger is attached, or waited for before the first instruction.
+    Debugger,
+    /// A dump is written.
+    Dump,
+    /// The user looks around in the guest.
+    Shell,
+}
+
+/// Times that do not count.
 #[derive(Debug, Default)]
 struct Breaks {
     past: Vec<(Instant, Instant)>,
     since: Option<Instant>,
+    why: BTreeSet<Break>,
 }
 
 impl Breaks {
-    fn end(&mut self, now: Instant) {
-        self.past.extend(self.since.take().map(|since| (since, now)));
+    fn begin(&mut self, why: Break, now: Instant) {
+        self.why.insert(why);
+        self.since.get_or_insert(now);
+    }
+
+    fn end(&mut self, why: Break, now: Instant) {
+        self.why.remove(&why);
+        if self.why.is_empty() {
+            self.past.extend(self.since.take().map(|since| (since, now)));
+        }
     }
 
     fn extend(&self, at: Instant) -> Option<Instant> {
@@ -143,14 +164,17 @@ mod tests {
     fn breaks_move_the_deadlines_after_them() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut breaks = Breaks { since: Some(at(10)), ..Breaks::default() };
+        let mut breaks = Breaks::default();
+        breaks.begin(Break::Debugger, at(10));
+        breaks.begin(Break::Dump, at(12));
+        breaks.end(Break::Dump, at(15));
         assert_eq!(breaks.extend(at(60)), None);
-        breaks.end(at(20));
-        breaks.end(at(21));
+        breaks.end(Break::Debugger, at(20));
+        breaks.end(Break::Debugger, at(21));
         assert_eq!(breaks.extend(at(60)), Some(at(70)));
         assert_eq!(breaks.extend(at(5)), Some(at(5)), "it had passed");
-        breaks.since = Some(at(65));
-        breaks.end(at(165));
+        breaks.begin(Break::Shell, at(65));
+        breaks.end(Break::Shell, at(165));
         assert_eq!(breaks.extend(at(60)), Some(at(170)), "the first break moved it behind the second");
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -22,6 +22,8 @@ pub enum RemoteError {
     Gone,
     #[error("{0}")]
     Failed(String),
+    #[error("Cannot write the dump {}: {why}", .path.display())]
+    Dump { path: PathBuf, why: String },
 }
 
 impl From<io::Error> for RemoteError {
@@ -33,7 +35,7 @@ impl From<io::Error> for RemoteError {
 /// A connection to a running machine.
 #[derive(Debug)]
 pub struct Remote {
-    line: Line,
+    pub(super) line: Line,
 }
 
 impl Remote {

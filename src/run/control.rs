@@ -6,6 +6,7 @@
 //!   client                                     the machine's process
 //!     Exec, with descriptors  ------------>      starts it in the guest
 //!     Signal, Resize          ------------>
+//!     Dump, with a descriptor ------------>      writes a core dump of the machine there
 //!                             <------------    Started, Ended
 //!     Shutdown                ------------>      the guest powers off; the second time the machine ends at once
 //!                             <------------    Failed: why that cannot be

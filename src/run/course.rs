@@ -30,6 +30,7 @@ use crate::debug::Debugger;
 use crate::devices::console_output::ConsoleWatcher;
 use crate::host::clock;
 use crate::host::signal::Signals;
+use crate::machine::leash::Break;
 use crate::machine::verdict::Verdict;
 use crate::machine::watch::Watch;
 use crate::machine::{Machine, MachineBuilder};
@@ -39,7 +40,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// A machine that is about to run a command, or does.
 pub struct Run {
-    debugger: Option<Debugger>,
+    debugger: Debugger,
     machine: Machine,
     guest: Arc<Guest>,
     session: Option<Session>,
@@ -80,8 +81,8 @@ impl Run {
         let console = Arc::new(LastOutput::default());
         let builder = Machine::builder(&machine_spec).initrd(initramfs).watch_consoles(console.clone());
         let machine = watchers.into_iter().fold(builder, MachineBuilder::watch_consoles).build()?;
-        let debugger = Debugger::start(&machine, &machine_spec)?;
-        let guest = Arc::new(Guest::new(machine.control().clone(), console));
+        let debugger = Debugger::on_request(&machine, &machine_spec)?;
+        let guest = Arc::new(Guest::new(machine.control().clone(), debugger.dumps(), console));
         let server = Server::start(&home.file(registry::CONTROL), guest.clone());
         let kernel = KernelReport {
             path: prepared.kernel.image.clone(),
@@ -90,7 +91,7 @@ impl Run {
         };
         let mut notices = prepared.notices;
         notices.extend(machine.notice().map(str::to_string));
-        notices.extend(debugger.iter().flat_map(Debugger::notices).cloned());
+        notices.extend(debugger.notices().iter().cloned());
         Ok(Self {
             session: Some(Session {
                 guest: guest.clone(),
@@ -125,7 +126,7 @@ impl Run {
 
     /// What the user of a debugger has to know: a part of [`Run::notices`].
     pub fn debugging(&self) -> &[String] {
-        self.debugger.as_ref().map_or(&[], Debugger::notices)
+        self.debugger.notices()
     }
 
     /// A file in the machine's directory, which goes with this value.
@@ -208,6 +209,17 @@ impl Handle {
     /// Asks the guest to end all its programs and to power off; the second time the machine ends at once.
     pub fn stop(&self) {
         self.0.stop();
+    }
+
+    /// Does `work`, in which the user looks around in the guest: its time counts for no limit.
+    pub fn untimed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let control = self.0.control();
+        let leash = || control.leash().into_iter();
+        leash().for_each(|leash| leash.begin_break(Break::Shell));
+        let done = work();
+        leash().for_each(|leash| leash.end_break(Break::Shell));
+        control.wake();
+        done
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent::{self, Agent, Outcome, Process, Ready};
+use crate::debug::Dumps;
 use crate::devices::console_output::ConsoleWatcher;
 use crate::machine::Control;
 
@@ -12,6 +13,7 @@ use crate::machine::Control;
 #[derive(Debug)]
 pub(super) struct Guest {
     control: Arc<Control>,
+    dumps: Dumps,
     agent: OnceLock<Agent>,
     /// Its command.
     process: Mutex<Option<Process>>,
@@ -49,12 +51,18 @@ impl ConsoleWatcher for LastOutput {
 }
 
 impl Guest {
-    pub(super) fn new(control: Arc<Control>, console: Arc<LastOutput>) -> Self {
-        Self { control, agent: OnceLock::new(), process: Mutex::default(), progress: Mutex::default(), console }
+    pub(super) fn new(control: Arc<Control>, dumps: Dumps, console: Arc<LastOutput>) -> Self {
+        let (agent, process, progress) = Default::default();
+        Self { control, dumps, agent, process, progress, console }
     }
 
     pub(super) fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Writes core dumps of it.
+    pub(super) fn dumps(&self) -> &Dumps {
+        &self.dumps
     }
 
     /// How far it has come.

@@ -18,7 +18,7 @@
 //! | `bare` | a kernel without user space |
 //! | `course`, `guest`, `steward`, `last_words` | the machine from its start to its end |
 //! | `verdict`, `report` | what came of it |
-//! | `registry`, `control`, `server`, `client`, `copy` | running machines, and reaching them from other processes |
+//! | `registry`, `control`, `server`, `client`, `copy`, `dump` | running machines, and reaching them from other processes |
 
 mod assemble;
 mod attendant;
@@ -29,6 +29,7 @@ mod control;
 mod copy;
 mod course;
 mod disk_root;
+mod dump;
 mod environment;
 mod guest;
 pub mod kept;

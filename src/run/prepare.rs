@@ -67,6 +67,8 @@ impl Prepared {
     /// Finds the kernel, and decides.
     pub fn new(spec: &RunSpec) -> Result<Self, Error> {
         spec.validate()?;
+        let mut machine = spec.machine.clone();
+        network::add(&mut machine, spec)?;
         let wanted = spec.machine.kernel.as_deref().map(|path| path.to_str().ok_or_else(|| Error::Name(path.into())));
         let kernel = kernel::find(wanted.transpose()?, spec.modules.as_deref())?;
         let mut notices = kernel.notices.clone();
@@ -74,14 +76,12 @@ impl Prepared {
         require(&kernel, &basis)?;
         let channel = Kind::choose(&kernel, &spec.machine).ok_or_else(|| Error::NoChannel(kernel.origin.clone()))?;
         let root = root(spec, &kernel, &mut notices)?;
-        let mut machine = spec.machine.clone();
         machine.kernel = Some(kernel.image.clone());
         consoles(&mut machine, &kernel, spec.verbose)?;
         balloon(&mut machine, &kernel)?;
         kernel_words(&mut machine, spec);
         root_devices(&mut machine, &root, spec)?;
         let mounts = mounts(&mut machine, &kernel, &spec.volumes)?;
-        network::add(&mut machine, spec)?;
         require(&kernel, &device_features(&machine))?;
         let mut features = vec![channel.feature()];
         features.extend(basis);

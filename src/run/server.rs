@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::control::Line;
 use super::guest::Guest;
 use crate::agent::protocol::Message;
-use crate::agent::{Exec, Input, Io, Output, Process};
+use crate::agent::{Exec, Input, Io, Outcome, Output, Process};
 use crate::host::socket::Listening;
 
 /// Clients at a time.
@@ -120,6 +120,7 @@ impl<'a> Client<'a> {
         match (message, &self.process) {
             (Message::Exec(exec), None) => return self.exec(&exec),
             (Message::Shutdown, _) => self.guest.stop(),
+            (Message::Dump, None) => return self.dump(),
             // A command that is gone, and its guest, need neither.
             (Message::Signal { number }, Some(process)) => drop(process.signal(number)),
             (Message::Resize(size), Some(process)) => drop(process.resize(size)),
@@ -141,6 +142,16 @@ impl<'a> Client<'a> {
         }
     }
 
+    fn dump(&mut self) -> io::Result<()> {
+        let file = self.line.descriptor().ok_or_else(|| io::Error::other("it wants a dump and gives no file"))?;
+        let client = self.line.as_fd().try_clone_to_owned()?;
+        let message = match self.guest.dumps().write(file.into(), move || !is_gone(&client)) {
+            Ok(()) => Message::Ended(Outcome::Exited(0)),
+            Err(e) => Message::Failed { what: e.with_cause() },
+        };
+        self.line.send(message, &[])
+    }
+
     fn ended(mut self) -> io::Result<()> {
         let Some(process) = self.process.take() else { return Ok(()) };
         let message = match process.wait(None) {
@@ -155,4 +166,10 @@ impl<'a> Client<'a> {
         self.process.iter().for_each(|process| drop(process.signal(libc::SIGHUP as u8)));
         Ok(())
     }
+}
+
+/// Whether nobody is at the other end of a connection any more.
+fn is_gone(stream: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

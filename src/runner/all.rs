@@ -6,7 +6,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attempt::{self, Bench};
-use super::config::Cell;
+use super::config::{Cell, InFile};
 use super::outcome::{Outcome, TestResult};
 use super::pool::{self, Stop};
 use super::report::live::Observer;
@@ -23,8 +23,8 @@ pub struct Options {
     pub fail_fast: bool,
     /// Directory for all that is kept.
     pub directory: PathBuf,
-    /// The file that describes the tests, for the commands that repeat them.
-    pub config: Option<PathBuf>,
+    /// Where the tests are described, for the commands that repeat them.
+    pub config: Option<InFile>,
     /// Directory for coverage data.
     pub gcov: Option<PathBuf>,
     /// Give the user's terminal a shell in the guest of a test that failed.

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use super::config::{Cell, What};
-use super::consoles::{Consoles, Heard, OnCase, UnderWay};
+use super::config::{Cell, InFile, What};
+use super::consoles::{Consoles, Heard, OnCase};
 use super::judge::{Seen, is_over, is_without_user_space, judge};
-use super::keeper::{Found, Keeper, Wanted};
+use super::keeper::{Fails, Found, Keeper, Shell, Wanted};
 use super::ktap::{End, Ktap};
 use super::outcome::{Action, Case, Splat, Status, TestResult};
 use super::output::Printed;
@@ -25,8 +25,8 @@ pub(super) struct Bench {
     pub began: Instant,
     /// Where all that is kept goes.
     pub directory: PathBuf,
-    /// The file that describes the tests.
-    pub config: Option<PathBuf>,
+    /// Where the tests are described.
+    pub config: Option<InFile>,
     pub observer: Arc<dyn Observer>,
     pub stop: Arc<Stop>,
     /// Where coverage data go.
@@ -130,7 +130,7 @@ fn blank(cell: &Cell, bench: &Bench, attempt: u32) -> TestResult {
         tail: String::new(),
         notes: Vec::new(),
         artifacts: None,
-        reproduce: cell.reproduce(bench.config.as_deref()),
+        reproduce: cell.reproduce(bench.config.as_ref()),
     }
 }
 
@@ -142,17 +142,22 @@ pub(super) fn on_case(cell: &Cell, bench: &Bench) -> OnCase {
 
 /// A command in a guest.
 fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<Course, Unable> {
-    let under_way = UnderWay::default();
-    let consoles = Consoles::new(&cell.rules.policy(), under_way.clone(), on_case(cell, bench));
-    let printed = Printed::new(&place.output(), under_way, on_case(cell, bench))?;
+    let consoles = Consoles::new(&cell.rules.policy(), on_case(cell, bench));
+    let printed = Printed::new(&place.output(), consoles.clone(), on_case(cell, bench))?;
+    let run_spec = talkative(run, place);
+    let tree = run.machine.kernel.clone().filter(|kernel| kernel.is_dir());
+    let run = Run::watched(&run_spec, vec![consoles.clone()])?;
     let (keeper, found) = Keeper::new(Wanted {
         artifacts: cell.rules.artifacts.clone(),
         to: place.path().into(),
         gcov: bench.gcov.as_ref().map(|to| to.join(super::place::relative(&cell.id))),
-        tree: run.machine.kernel.clone().filter(|kernel| kernel.is_dir()),
-        shell: bench.shell,
+        tree,
+        shell: bench.shell.then(|| Shell {
+            fails: fails(cell, &consoles, &printed),
+            machine: run.handle(),
+            observer: bench.observer.clone(),
+        }),
     });
-    let run = Run::watched(&talkative(run, place), vec![consoles.clone()])?;
     let run = run.io(printed.io()).attendant(Box::new(keeper));
     run.debugging().iter().for_each(|notice| bench.observer.note(notice));
     let _watched = bench.stop.watch(Running::Run(run.handle()));
@@ -167,6 +172,18 @@ fn command(cell: &Cell, run: &RunSpec, bench: &Bench, place: &Place) -> Result<C
         heard: consoles.finish(end),
         printed: Some(printed.finish(end)),
         found,
+    })
+}
+
+/// Says before the machine ends whether the test has failed, by what was printed so far.
+fn fails(cell: &Cell, consoles: &Arc<Consoles>, printed: &Printed) -> Fails {
+    let (cell, consoles, printed) = (cell.clone(), consoles.clone(), printed.clone());
+    Box::new(move |outcome, taint| {
+        let (verdict, heard) = (run::verdict_of(outcome), consoles.so_far());
+        let (tainted, _) = taint::judge(taint, &cell.rules.policy());
+        let (ktap, splats) = gathered(&cell, &verdict, printed.so_far().and(heard.ktap), heard.splats, tainted);
+        let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
+        !judge(&seen, cell.expect).0.is_good()
     })
 }
 
@@ -191,16 +208,27 @@ pub(super) fn end(verdict: &Verdict) -> End {
     }
 }
 
+/// Cases and complaints as they count for this test.
+fn gathered(
+    cell: &Cell,
+    verdict: &Verdict,
+    mut ktap: Ktap,
+    mut splats: Vec<Splat>,
+    tainted: Option<Splat>,
+) -> (Ktap, Vec<Splat>) {
+    cell.rules.expect_failures(&mut ktap.cases);
+    splats.extend(tainted);
+    let over = is_over(&Seen { what: &cell.what, verdict, ktap: &ktap, splats: &[] });
+    splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
+    (ktap, splats)
+}
+
 /// From what was seen to the result; whether another attempt may do better.
 fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     let Course { verdict, stages, engine, kernel, heard, printed, found } = course;
     let (output, tail) = printed.unwrap_or_default();
-    let mut ktap = output.and(heard.ktap);
-    cell.rules.expect_failures(&mut ktap.cases);
-    let mut splats = heard.splats;
-    splats.extend(taint::splat(found.taint, &cell.rules.policy()));
-    let over = is_over(&Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &[] });
-    splats.retain(|splat: &Splat| !(over && is_without_user_space(&splat.title)));
+    let (tainted, note) = taint::judge(found.taint, &cell.rules.policy());
+    let (ktap, mut splats) = gathered(cell, &verdict, output.and(heard.ktap), heard.splats, tainted);
     backtrace::decode(&mut splats, &kernel, &cell.run);
     let seen = Seen { what: &cell.what, verdict: &verdict, ktap: &ktap, splats: &splats };
     (result.status, result.reason) = judge(&seen, cell.expect);
@@ -211,6 +239,7 @@ fn conclude(cell: &Cell, course: Course, result: &mut TestResult) -> bool {
     result.tail = if by_console { heard.tail } else { tail };
     result.notes = found.problems;
     result.notes.extend(ktap.problems);
+    result.notes.extend(note);
     (result.cases, result.splats) = (ktap.cases, splats);
     (result.verdict, result.stages, result.engine) = (Some(verdict), Some(stages), Some(engine.into()));
     result.release = kernel.release;

@@ -6,7 +6,7 @@ use memchr::memchr;
 const LINE_LIMIT: usize = 16 << 10;
 
 /// Makes lines out of pieces of output.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Lines {
     partial: Vec<u8>,
 }

@@ -101,12 +101,22 @@ fn fatal(splats: &[Splat]) -> Option<&Splat> {
 }
 
 fn by_splats(splats: &[Splat]) -> Judgement {
-    let deadly = |splat: &&Splat| matches!(splat.kind, SplatKind::Panic | SplatKind::Oops);
+    let deadly = |splat: &&Splat| is_deadly(splat);
     let failing = || splats.iter().filter(|splat| splat.action == Action::Fail);
     match (failing().find(deadly), failing().next()) {
         (Some(splat), _) => (Status::Crash, Some(splat.title.clone())),
         (None, Some(splat)) => (Status::Fail, Some(splat.title.clone())),
         (None, None) => (Status::Pass, None),
+    }
+}
+
+/// Whether the kernel died of it, or only went on because it was told to.
+fn is_deadly(splat: &Splat) -> bool {
+    match splat.kind {
+        SplatKind::Panic | SplatKind::Oops => true,
+        // BUG() is an oops.
+        SplatKind::Bug if splat.title.starts_with("kernel BUG") => true,
+        _ => splat.text.contains("Kernel panic - not syncing: "),
     }
 }
 
@@ -172,8 +182,16 @@ mod tests {
         assert_eq!(plain(FAILED, BAD, &[warning]), (Status::Fail, "Warning in f".into()));
         assert_eq!(plain(DONE, "", &[splat(SplatKind::Warning, Action::Warn)]).0, Status::Pass);
         assert_eq!(plain(DONE, "", &[splat(SplatKind::Oops, Action::Fail)]), (Status::Crash, "Oops in f".into()));
-        let panicked = Verdict::Panicked { message: Some("Kernel panic".into()) };
-        assert_eq!(plain(panicked, BAD, &[]), (Status::Crash, "Kernel panic".into()));
+        let panicked = || Verdict::Panicked { message: Some("Kernel panic".into()) };
+        assert_eq!(plain(panicked(), BAD, &[]), (Status::Crash, "Kernel panic".into()));
+        // What it died of says more than how.
+        let bug = Splat { title: "kernel BUG in f".into(), ..splat(SplatKind::Bug, Action::Fail) };
+        assert_eq!(plain(panicked(), "", &[bug]), (Status::Crash, "kernel BUG in f".into()));
+        let text = "BUG: KASAN: x\nKernel panic - not syncing: kasan.fault=panic set".to_owned();
+        let kasan = || Splat { text: text.clone(), ..splat(SplatKind::Kasan, Action::Fail) };
+        assert_eq!(plain(panicked(), "", &[kasan()]), (Status::Crash, "Kasan in f".into()));
+        assert_eq!(plain(panicked(), "", &[Splat { action: Action::Ignore, ..kasan() }]).0, Status::Crash);
+        assert_eq!(plain(DONE, "", &[splat(SplatKind::Bug, Action::Fail)]).0, Status::Fail);
         assert_eq!(plain(Verdict::TimedOut, "", &[]).0, Status::Timeout);
         assert_eq!(plain(Verdict::NotFound { reason: "no x".into() }, "", &[]), (Status::Error, "no x".into()));
     }

@@ -4,10 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
 use super::coverage;
-use crate::agent::{Agent, Exec, Io, Outcome, Size};
+use super::report::live::Observer;
+use crate::agent::{Agent, Exec, Io, Outcome, Process, Size};
 use crate::host::causes::causes;
-use crate::run::{self, Attendant};
+use crate::host::terminal::{self, Terminal};
+use crate::run::{self, Attendant, Handle};
 
 /// The kernel's own mark that something happened (Documentation/admin-guide/tainted-kernels.rst).
 const TAINTED: &str = "/proc/sys/kernel/tainted";
@@ -23,8 +28,27 @@ pub(super) struct Wanted {
     pub gcov: Option<PathBuf>,
     /// The kernel's build tree, if it is at hand.
     pub tree: Option<PathBuf>,
-    /// A shell on the user's terminal if the command fails.
-    pub shell: bool,
+    /// A shell on the user's terminal if the test fails.
+    pub shell: Option<Shell>,
+}
+
+/// Whether a test has failed: by how its command ended, and by the kernel's taint before and after.
+pub(super) type Fails = Box<dyn Fn(&Outcome, [Option<u64>; 2]) -> bool + Send>;
+
+/// When there is to be a shell, and what stands back for it.
+pub(super) struct Shell {
+    /// Whether there is.
+    pub fails: Fails,
+    /// Its time limits.
+    pub machine: Handle,
+    /// What is shown of running tests.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl std::fmt::Debug for Shell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shell").finish_non_exhaustive()
+    }
 }
 
 /// What was found.
@@ -101,22 +125,43 @@ impl Attendant for Keeper {
         self.note(|found| found.taint[1] = taint);
         self.artifacts(agent);
         self.coverage(agent);
-        if self.wanted.shell && *outcome != Outcome::Exited(0) {
-            let shell = shell(agent);
-            shell.unwrap_or_else(|e| self.note(|found| found.problems.push(format!("No shell: {e}"))));
-        }
+        let before = self.found.lock().unwrap_or_else(PoisonError::into_inner).taint[0];
+        let Some(wanted) = self.wanted.shell.as_ref().filter(|shell| (shell.fails)(outcome, [before, taint])) else {
+            return;
+        };
+        let mut ended = Ok(());
+        wanted.machine.untimed(|| wanted.observer.aside(&mut || ended = shell(agent)));
+        ended.unwrap_or_else(|e| self.note(|found| found.problems.push(format!("No shell: {e}"))));
     }
 }
 
 /// A shell in the guest on the user's terminal, until it ends.
 fn shell(agent: &Agent) -> Result<(), Box<dyn std::error::Error>> {
     let size = run::window_size().unwrap_or(Size { columns: 80, rows: 24 });
-    let raw = crate::host::terminal::Terminal::enter(std::io::stdin())?;
+    let raw = Terminal::enter(std::io::stdin())?;
     eprintln!("belljar: the test failed; this shell is in its guest, which ends with it\r");
     let exec = Exec { terminal: Some(size), ..Exec::new(&["/bin/sh"]) };
-    let ended = agent.exec(&exec, Io::inherit()?).and_then(|process| process.wait(None));
-    crate::host::terminal::restore();
+    let ended = Io::inherit().map_err(Into::into).and_then(|io| until_exit(&agent.exec(&exec, io)?));
+    terminal::restore();
     drop(raw);
-    ended?;
-    Ok(())
+    ended
+}
+
+/// Waits for the end of the shell, which follows the size of the terminal.
+fn until_exit(shell: &Process) -> Result<(), Box<dyn std::error::Error>> {
+    let resizes = terminal::resizes()?;
+    loop {
+        let mut fds = [PollFd::new(shell, PollFlags::IN), PollFd::new(resizes, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        let [over, _] = fds;
+        if !over.revents().is_empty() {
+            shell.wait(None)?;
+            return Ok(());
+        }
+        let _ = rustix::io::read(resizes, &mut [0; 8]);
+        run::window_size().into_iter().try_for_each(|size| shell.resize(size))?;
+    }
 }

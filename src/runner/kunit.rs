@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::attempt::{Bench, Course, Unable, end, on_case};
 use super::config::Cell;
-use super::consoles::{Consoles, UnderWay};
+use super::consoles::Consoles;
 use super::keeper::Found;
 use super::place::Place;
 use super::pool::Running;
@@ -21,7 +21,7 @@ const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Runs the kernel until it has told all its results, or ends.
 pub(super) fn course(cell: &Cell, filter: Option<&str>, bench: &Bench, place: &Place) -> Result<Course, Unable> {
-    let consoles = Consoles::new(&cell.rules.policy(), UnderWay::default(), on_case(cell, bench));
+    let consoles = Consoles::new(&cell.rules.policy(), on_case(cell, bench));
     let mut spec = cell.run.clone();
     spec.machine.log = Some(place.console());
     let bare = Bare::new(&spec, &words(filter), vec![consoles.clone()])?;

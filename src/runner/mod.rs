@@ -34,7 +34,7 @@ pub mod report;
 pub mod splat;
 pub mod symbols;
 mod tail;
-pub mod taint;
+mod taint;
 
 pub use all::{Options, run};
 pub use place::temporary;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::console::Lines;
-use super::consoles::{OnCase, UnderWay};
+use super::consoles::{Consoles, OnCase};
 use super::ktap::{End, Event, Ktap, Parser};
 use super::tail::Tail;
 use crate::agent::{Input, Io, Output};
@@ -23,7 +23,7 @@ struct State {
     parser: Parser,
     tail: Tail,
     lines: [Lines; 2],
-    under_way: UnderWay,
+    consoles: Arc<Consoles>,
     on_case: OnCase,
 }
 
@@ -35,15 +35,15 @@ enum Stream {
 }
 
 impl Printed {
-    /// Kept in the new file `path`.
-    pub(super) fn new(path: &Path, under_way: UnderWay, on_case: OnCase) -> io::Result<Self> {
+    /// Kept in the new file `path`. `consoles` hear of what is under way.
+    pub(super) fn new(path: &Path, consoles: Arc<Consoles>, on_case: OnCase) -> io::Result<Self> {
         Ok(Self(Arc::new(Mutex::new(State {
             file: Kept::create(path)?,
             began: Instant::now(),
             parser: Parser::new(),
             tail: Tail::default(),
             lines: Default::default(),
-            under_way,
+            consoles,
             on_case,
         }))))
     }
@@ -66,6 +66,12 @@ impl Printed {
         (parser.finish(end), state.tail.text())
     }
 
+    /// The cases so far; the reading goes on.
+    pub(super) fn so_far(&self) -> Ktap {
+        let parser = self.lock().parser.clone();
+        parser.finish(End::Whole)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,11 +92,13 @@ impl State {
             return;
         }
         for event in self.parser.line(line, self.began.elapsed().as_secs_f64()) {
-            if let Event::Ended(case) = &event {
-                (self.on_case)(case);
+            match &event {
+                Event::Named { from, to } => self.consoles.named(from, to),
+                Event::Ended(case) => (self.on_case)(case),
+                Event::Plan { .. } | Event::Started(_) => {}
             }
         }
-        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) = self.parser.current();
+        self.consoles.under_way(self.parser.current());
     }
 }
 

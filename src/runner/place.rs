@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::config::Cell;
+use super::config::{Cell, quoted};
 use super::outcome::TestResult;
 
 /// Directory of one test.
@@ -52,12 +52,12 @@ impl Place {
 
     /// Notes what is about to run.
     pub(super) fn describe(&self, cell: &Cell, reproduce: &str) -> io::Result<()> {
-        // Words that are no UTF-8 have no place in TOML; the script below has them all the same.
+        // Words that are no UTF-8 have no place in TOML.
         if let Ok(text) = cell.run.to_toml() {
             fs::write(self.0.join("run.toml"), text)?;
         }
         let script = self.0.join("reproduce.sh");
-        fs::write(&script, format!("#!/bin/sh\nexec {reproduce}\n"))?;
+        fs::write(&script, format!("#!/bin/sh\n{}exec {reproduce}\n", surroundings()))?;
         fs::set_permissions(&script, Permissions::from_mode(0o755))
     }
 
@@ -66,6 +66,20 @@ impl Place {
         let text = serde_json::to_string_pretty(result).map_err(io::Error::other)?;
         fs::write(self.0.join("result.json"), text + "\n")
     }
+}
+
+/// Lines of a script that bring about what a command line does not say: the directory to which paths are relative, and
+/// which belljar it is, as long as that is there.
+fn surroundings() -> String {
+    let directory = std::env::current_dir().ok().map(|path| format!("cd {} || exit\n", shell_word(&path)));
+    let program = std::env::current_exe().ok().filter(|path| path.file_name() == Some("belljar".as_ref()));
+    let program = program.as_deref().and_then(Path::parent);
+    let search = program.map(|path| format!("PATH={}:$PATH\nexport PATH\n", shell_word(path)));
+    directory.into_iter().chain(search).collect()
+}
+
+fn shell_word(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
 }
 
 /// A directory of this process for what nobody named a place for.

@@ -8,7 +8,7 @@ const LINES: usize = 60;
 const WIDTH: usize = 400;
 
 /// Keeps the last lines.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Tail(VecDeque<String>);
 
 impl Tail {

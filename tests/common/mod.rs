@@ -9,6 +9,7 @@
 pub mod execution;
 pub mod gdb;
 pub mod planted;
+pub mod pty;
 pub mod run;
 pub mod verb;
 

@@ -33,11 +33,16 @@ impl Bench {
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(belljar());
         command.arg("test").args(["--engine", self.engine]).args(words).current_dir(&self.dir);
-        // What a CI server that runs these tests says of itself is not meant for the one under test.
-        ["GITHUB_ACTIONS", "GITLAB_CI", "GITHUB_STEP_SUMMARY"].iter().for_each(|name| {
-            command.env_remove(name);
-        });
+        on_no_server(&mut command);
         command
+    }
+
+    /// Runs the script that repeats the test of which `kept` holds what was kept, from somewhere else.
+    #[track_caller]
+    pub fn repeat(&self, kept: &str) -> Outcome {
+        let mut command = Command::new(self.path(kept).join("reproduce.sh"));
+        on_no_server(command.current_dir("/"));
+        runs(command)
     }
 
     /// Runs it to its end.
@@ -78,6 +83,13 @@ impl Bench {
     pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
+}
+
+/// What a CI server that runs these tests says of itself is not meant for the one under test.
+fn on_no_server(command: &mut Command) {
+    ["GITHUB_ACTIONS", "GITLAB_CI", "GITHUB_STEP_SUMMARY"].iter().for_each(|name| {
+        command.env_remove(name);
+    });
 }
 
 /// The test `id` of a report.

@@ -73,6 +73,8 @@ pub enum Message {
     Resize(Size),
     /// End everything and power off.
     Shutdown,
+    /// Between processes of the host alone: a core dump of the machine, into the file whose descriptor comes with it.
+    Dump,
 }
 
 /// What of a command is sent.
@@ -190,6 +192,7 @@ mod kind {
     pub(super) const SIGNAL: u8 = 11;
     pub(super) const RESIZE: u8 = 12;
     pub(super) const SHUTDOWN: u8 = 13;
+    pub(super) const DUMP: u8 = 14;
 }
 
 impl Message {
@@ -209,6 +212,7 @@ impl Message {
             Self::Signal { .. } => kind::SIGNAL,
             Self::Resize(_) => kind::RESIZE,
             Self::Shutdown => kind::SHUTDOWN,
+            Self::Dump => kind::DUMP,
         }
     }
 
@@ -235,7 +239,7 @@ impl Message {
             Self::Exec(exec) => exec.put(to),
             Self::Signal { number } => number.put(to),
             Self::Resize(size) => size.put(to),
-            Self::Shutdown => {}
+            Self::Shutdown | Self::Dump => {}
         }
     }
 
@@ -258,6 +262,7 @@ impl Message {
             kind::SIGNAL => Self::Signal { number: u8::get(from)? },
             kind::RESIZE => Self::Resize(Size::get(from)?),
             kind::SHUTDOWN => Self::Shutdown,
+            kind::DUMP => Self::Dump,
             _ => return Ok(None),
         };
         if from.is_empty() { Ok(Some(message)) } else { Err(Malformed) }

@@ -258,7 +258,11 @@ impl Session {
         if full {
             self.heard = now;
         } else if !self.waits_for_host(full) && (now >= self.heard + QUIET || now >= at + PATIENCE) {
-            (0..self.outputs.len()).for_each(|index| self.close_output(index, link));
+            // Perhaps it was this machine that stood still, and not those who print.
+            (0..self.outputs.len()).for_each(|index| self.read_output(index, link));
+            if now >= self.heard + QUIET || now >= at + PATIENCE {
+                (0..self.outputs.len()).for_each(|index| self.close_output(index, link));
+            }
         }
         if self.report.is_some() || self.outputs.iter().any(Option::is_some) {
             return false;

@@ -71,6 +71,9 @@ fn serve(plan: &Plan, mut link: Link, mut notes: Notes, started: u64) -> String 
     });
     match children {
         Ok(children) => {
+            // What a command prints shall be on its way before the command goes on, and perhaps kills the kernel; and a
+            // guest whose CPUs are busy shall still be reached.
+            sys::run_before_others();
             link.say(0, Message::Ready(Ready { started, ready: sys::uptime(), notes }));
             if let End::Shutdown = Server::new(link, children).run()
                 && plan.init.is_some()

@@ -69,6 +69,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u8>().prop_map(|number| Message::Signal { number }),
         size().prop_map(Message::Resize),
         Just(Message::Shutdown),
+        Just(Message::Dump),
     ]
 }
 

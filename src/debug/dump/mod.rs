@@ -8,17 +8,20 @@
 //!
 //! Pages of zeros are holes of the file.
 
+mod draft;
 mod elf;
 mod mappings;
 mod notes;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+pub use self::draft::Draft;
 use self::elf::{Head, Load};
+use super::memory::Memory;
 use crate::arch::x86_64::state::CpuState;
 use crate::mem::{PAGE, Ram};
 
@@ -26,21 +29,27 @@ use crate::mem::{PAGE, Ram};
 const PIECE: usize = 1 << 20;
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
-/// Writes the dump of a machine with this RAM and these CPUs to `path`, which appears when it is complete.
-pub(super) fn write(path: &Path, ram: &Ram, cpus: &[CpuState]) -> io::Result<()> {
+/// Writes the dump of a machine with this memory and these CPUs to `path`, which appears when it is complete.
+pub(super) fn write(path: &Path, memory: &Memory, cpus: &[CpuState]) -> io::Result<()> {
     let draft = Draft::new(path)?;
+    write_to(draft.file(), memory, cpus, &|| true)?;
+    draft.keep()
+}
+
+/// The same to a file that is empty, as long as it is `wanted`.
+pub(super) fn write_to(file: &File, memory: &Memory, cpus: &[CpuState], wanted: &dyn Fn() -> bool) -> io::Result<()> {
+    let ram = memory.ram();
     let notes = notes::all(ram, cpus);
     let loads = loads(ram, cpus);
     let head = Head::new(notes.len() as u64, loads.len() as u64);
     let place = |physical| head.data + offset_of(ram, physical);
-    draft.file.write_all_at(&head.bytes(&loads, place), 0)?;
-    draft.file.write_all_at(&notes, head.notes)?;
+    file.write_all_at(&head.bytes(&loads, place), 0)?;
+    file.write_all_at(&notes, head.notes)?;
     for region in ram.regions() {
-        copy(ram, region.start, region.len, &draft.file, place(region.start))?;
+        copy(memory, (region.start, region.len), file, place(region.start), wanted)?;
     }
     // The last pages may be holes.
-    draft.file.set_len(place(u64::MAX))?;
-    draft.keep(path)
+    file.set_len(place(u64::MAX))
 }
 
 /// Where guest-physical `at` is among all RAM: region after region.
@@ -64,14 +73,17 @@ fn loads(ram: &Ram, cpus: &[CpuState]) -> Vec<Load> {
     regions.iter().copied().chain(others.take(room)).collect()
 }
 
-/// Copies `len` bytes of RAM from guest-physical `from` on to `at` of `file`; pages of zeros are left out.
-fn copy(ram: &Ram, from: u64, len: u64, file: &File, at: u64) -> io::Result<()> {
+/// Copies RAM, `len` bytes from guest-physical `from` on, to `at` of `file`; pages of zeros are left out.
+fn copy(memory: &Memory, (from, len): (u64, u64), file: &File, at: u64, wanted: &dyn Fn() -> bool) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut done = 0;
     while done < len {
+        if !wanted() {
+            return Err(io::Error::other("nobody wants it any more"));
+        }
         let part = buffer.len().min((len - done) as usize);
         let Some(piece) = buffer.get_mut(..part) else { break };
-        ram.read(from + done, piece).map_err(io::Error::other)?;
+        memory.read_physical(from + done, piece).map_err(io::Error::other)?;
         for run in data_runs(piece) {
             let place = at + done + run.start as u64;
             file.write_all_at(piece.get(run).unwrap_or_default(), place)?;
@@ -95,39 +107,6 @@ fn data_runs(piece: &[u8]) -> Vec<Range<usize>> {
         at += page.len();
     }
     runs
-}
-
-/// A file that gets its name when it is complete, and is gone otherwise. It holds all that the guest knows: for the owner
-/// alone.
-struct Draft {
-    file: File,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Draft {
-    fn new(path: &Path) -> io::Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let path = path.with_file_name(name);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        Ok(Self { file, path, kept: false })
-    }
-
-    fn keep(mut self, path: &Path) -> io::Result<()> {
-        std::fs::rename(&self.path, path)?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.kept {
-            // Whatever prevents it has been told by what failed before.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -171,7 +150,8 @@ mod tests {
         cpu.regs.rip = 0xffff_ffff_8110_0000;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("core");
-        write(&path, &ram, &[cpu.clone(), cpu]).unwrap();
+        let memory = Memory::new(ram);
+        write(&path, &memory, &[cpu.clone(), cpu]).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
         let meta = path.metadata().unwrap();
         assert!(meta.len() > 9 << 20 && meta.blocks() * 512 < 1 << 20 && meta.mode() & 0o777 == 0o600);
@@ -195,6 +175,6 @@ mod tests {
         );
         let text = file.elf_program_headers()[3].data(little, &*data).unwrap();
         assert_eq!(&text[0x10_0000..0x10_0004], b"text");
-        assert!(write(&dir.path().join("none/core"), &ram, &[]).is_err());
+        assert!(write(&dir.path().join("none/core"), &memory, &[]).is_err());
     }
 }

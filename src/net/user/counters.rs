@@ -1,9 +1,13 @@
 //! What the network tells of itself in the report of a run. Only grows.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
+
+/// What a guest that tries everything may write into the report.
+const MOST_DENIALS: usize = 100;
 
 /// Numbers since the network was made.
 #[derive(Debug, Default, Serialize)]
@@ -24,6 +28,9 @@ pub struct Counters {
     pub received_bytes: AtomicU64,
     /// Connections and packets that the rules forbid.
     pub denied: AtomicU64,
+    /// How often what was forbidden, such as `tcp 192.0.2.1:443`, `udp [2001:db8::1]:123`, `ping 192.0.2.1` or
+    /// `name example.org`: the first [`MOST_DENIALS`] different ones.
+    pub denials: Mutex<BTreeMap<String, u64>>,
     /// Connections and flows that there was no room for.
     pub over_limit: AtomicU64,
     /// Frames of the guest that were not valid, not for anybody here, or from an address that is not the guest's.
@@ -41,6 +48,19 @@ pub struct Published {
     pub guest: u16,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
+}
+
+impl Counters {
+    /// The rules forbid `what`.
+    pub(super) fn deny(&self, what: String) {
+        count(&self.denied);
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = denials.get_mut(&what) {
+            *times += 1;
+        } else if denials.len() < MOST_DENIALS {
+            denials.insert(what, 1);
+        }
+    }
 }
 
 pub(super) fn count(counter: &AtomicU64) {

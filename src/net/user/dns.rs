@@ -124,7 +124,7 @@ impl Dns {
         let local = self.names.find(&query.name);
         let own = super::rules::HOST_NAMES.contains(&query.name.as_str());
         if !own && !context.rules.permits_name(&query.name) {
-            count(&context.counters.denied);
+            context.counters.deny(format!("name {}", query.name));
             return self.answer(context, asker, &query.refusal(DnsRcode::Refused));
         }
         if let Some(addresses) = local {

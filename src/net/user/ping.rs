@@ -46,7 +46,7 @@ impl Pings {
     /// The guest pings a host outside.
     pub(super) fn request(&mut self, context: &mut Context, datagram: &Datagram<'_>, echo: &Echo<'_>) {
         if !context.rules.permits_ping(datagram.target) {
-            count(&context.counters.denied);
+            context.counters.deny(format!("ping {}", datagram.target));
             return icmp::complain(context, datagram, Unreachable::Prohibited);
         }
         let key = Key { guest: datagram.source, outside: datagram.target, identifier: echo.identifier };

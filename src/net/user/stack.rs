@@ -289,7 +289,7 @@ impl Stack {
 
     fn denied(&self, protocol: &str, to: SocketAddr) {
         static DENIED: LogLimit = LogLimit::new();
-        count(&self.context.counters.denied);
+        self.context.counters.deny(format!("{protocol} {to}"));
         if DENIED.allow() {
             let remedy = match role(to.ip()) {
                 Role::Gateway => {

@@ -236,6 +236,14 @@ impl Guest {
     fn count(&self, counter: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
         counter(&self.counters).load(std::sync::atomic::Ordering::Relaxed)
     }
+
+    /// How often it was kept from what.
+    fn denials(&self) -> Vec<String> {
+        let mut denials: Vec<_> =
+            self.counters.denials.lock().unwrap().iter().map(|(what, times)| format!("{times} {what}")).collect();
+        denials.sort();
+        denials
+    }
 }
 
 /// Bytes that do not repeat soon.

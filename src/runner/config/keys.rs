@@ -118,7 +118,7 @@ impl Section {
             let place = if key == "kernel" { Self::Kernel } else { *other };
             return Some(format!("`{key}` belongs in {}, not in {}", place.title(), self.title()));
         }
-        Some(format!("unknown key `{key}` in {}{}", self.title(), did_you_mean(key, keys)))
+        Some(format!("unknown key `{key}` in {}{}", self.title(), near_or_all(key, &keys)))
     }
 }
 
@@ -129,12 +129,16 @@ pub(super) fn device_mistake(device: &str, key: &str) -> Option<String> {
         return None;
     }
     let known: Vec<_> = keys.iter().map(|key| key.name).collect();
-    let all = match (did_you_mean(key, known.iter().copied()), known.is_empty()) {
+    Some(format!("unknown key `{key}` of `{device}`{}", near_or_all(key, &known)))
+}
+
+/// What may have been meant by `key`.
+fn near_or_all(key: &str, known: &[&str]) -> String {
+    match (did_you_mean(key, known.iter().copied()), known.is_empty()) {
         (_, true) => "; it takes none".into(),
         (near, _) if near.is_empty() => format!("; known are {}", known.join(", ")),
         (near, _) => near,
-    };
-    Some(format!("unknown key `{key}` of `{device}`{all}"))
+    }
 }
 
 #[cfg(test)]
@@ -212,6 +216,7 @@ mod tests {
         assert_eq!(say(Section::Test, "kernel"), "`kernel` belongs in [[kernel]], not in [[test]]");
         assert_eq!(say(Section::Machine, "kunit"), "`kunit` belongs in [[test]], not in [[machine]]");
         assert!(say(Section::Defaults, "name").starts_with("unknown key `name` in [defaults]"));
+        assert!(say(Section::Kernel, "path").starts_with("unknown key `path` in [[kernel]]; known are name, kernel, "));
         assert!(say(Section::Defaults, "log").contains("artifacts"));
         assert_eq!(
             device_mistake("disk", "readonyl").unwrap(),

@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 
 pub use cell::Cell;
 pub use jobs::jobs;
+pub use reproduce::{InFile, quoted, with_value};
 pub use rules::{Expect, Rules};
 pub use select::{SelectError, Selection, Shard, select, unfinished};
 pub use source::{Error, Place};

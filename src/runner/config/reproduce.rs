@@ -1,6 +1,6 @@
 //! Command lines that run one cell again.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use toml::Value;
 
@@ -10,14 +10,25 @@ use super::what::What;
 use crate::devices;
 use crate::run::RunSpec;
 
+/// Where tests stand, and what a command line says of them beside it.
+#[derive(Debug, Clone)]
+pub struct InFile {
+    /// The file.
+    pub file: PathBuf,
+    /// Flags that change how its tests run, as words.
+    pub flags: Vec<String>,
+}
+
 impl Cell {
-    /// A line for a shell that runs this test alone: by its id if it stands in the file `config`, else with all flags.
-    pub fn reproduce(&self, config: Option<&Path>) -> String {
+    /// A line for a shell that runs this test alone, in the current directory: by its id if it stands in a file, else with
+    /// all flags.
+    pub fn reproduce(&self, config: Option<&InFile>) -> String {
         let mut words = vec!["belljar".to_string(), "test".into()];
         match config {
-            Some(file) => {
-                let file = file.to_string_lossy().into_owned();
-                words.extend(["--config".into(), file, "--filter".into(), format!("={}", self.plan_id())]);
+            Some(InFile { file, flags }) => {
+                words.extend(with_value("--config", &file.to_string_lossy()));
+                words.extend(with_value("--filter", &format!("={}", self.plan_id())));
+                words.extend(flags.iter().cloned());
             }
             None => words.extend(self.flags()),
         }
@@ -34,8 +45,8 @@ impl Cell {
             What::Kselftest { dir, collection, tests } => {
                 let whole = tests.is_empty().then(|| collection.clone());
                 let each = tests.iter().map(|test| format!("{collection}:{test}"));
-                words.extend(whole.into_iter().chain(each).flat_map(|text| ["--kselftest".into(), text]));
-                words.extend(["--kselftest-dir".into(), dir.to_string_lossy().into_owned()]);
+                words.extend(whole.into_iter().chain(each).flat_map(|text| with_value("--kselftest", &text)));
+                words.extend(with_value("--kselftest-dir", &dir.to_string_lossy()));
             }
         }
         if !self.run.command.is_empty() {
@@ -48,14 +59,35 @@ impl Cell {
 
 /// The rules, as far as flags can say them; `retry-infra` makes no difference to what is seen again.
 fn rule_flags(rules: &Rules) -> Vec<String> {
+    let ignored = rules.ignore_splats.iter().map(|rule| match rule.case() {
+        Some(case) => ("--ignore-splat-in", format!("{}={}", without_equals(case), rule.pattern())),
+        None => ("--ignore-splat", rule.pattern().to_owned()),
+    });
+    let kept = rules.artifacts.iter().map(|path| ("--keep", path.to_string_lossy().into_owned()));
     let rules = toml::Table::try_from(rules).unwrap_or_default();
-    let list = |key: &str| rules.get(key).and_then(Value::as_array).into_iter().flatten();
-    let texts =
-        |flag: &'static str, key: &str| list(key).filter_map(move |value| Some([flag.into(), value.as_str()?.into()]));
     let kinds = rules.get("splats").and_then(Value::as_table).into_iter().flatten();
-    let kinds = kinds.map(|(kind, action)| ["--splat".into(), format!("{kind}={}", plain(action))]);
-    let all = kinds.chain(texts("--ignore-splat", "ignore-splats")).chain(texts("--keep", "artifacts"));
-    all.flatten().collect()
+    let kinds = kinds.map(|(kind, action)| ("--splat", format!("{kind}={}", plain(action))));
+    kinds.chain(ignored).chain(kept).flat_map(|(flag, value)| with_value(flag, &value)).collect()
+}
+
+/// The same regular expression without a `=`, which would end it.
+fn without_equals(pattern: &str) -> String {
+    let (mut text, mut escaped) = (String::new(), false);
+    for character in pattern.chars() {
+        if character == '=' {
+            text.truncate(text.len() - usize::from(escaped));
+            text.push_str("\\x3d");
+        } else {
+            text.push(character);
+        }
+        escaped = character == '\\' && !escaped;
+    }
+    text
+}
+
+/// A flag and its value as words: one if two would be two flags.
+pub fn with_value(flag: &str, value: &str) -> Vec<String> {
+    if value.starts_with('-') { vec![format!("{flag}={value}")] } else { vec![flag.into(), value.into()] }
 }
 
 /// What differs from the defaults, as flags: they are called like the keys.
@@ -73,15 +105,15 @@ fn flag(key: &str, value: &Value) -> Vec<String> {
     let flag = |name: &str| format!("--{name}");
     match (key, value) {
         ("access", Value::String(access)) => vec![flag(access)],
-        ("volumes", Value::Array(list)) => list.iter().flat_map(|item| [flag("volume"), plain(item)]).collect(),
-        ("trace", Value::Table(table)) => vec![flag(key), options(table)],
+        ("volumes", Value::Array(list)) => list.iter().flat_map(|item| with_value("--volume", &plain(item))).collect(),
+        ("trace", Value::Table(table)) => with_value("--trace", &options(table)),
         (_, Value::Boolean(true)) => vec![flag(key)],
         (_, Value::Array(list)) => list.iter().flat_map(|item| self::flag(key, item)).collect(),
         (_, Value::Table(table)) if devices::kind(key).is_some() => match options(table) {
             none if none.is_empty() => vec![flag(key)],
             some => vec![format!("{}={some}", flag(key))],
         },
-        _ => vec![flag(key), plain(value)],
+        _ => with_value(&flag(key), &plain(value)),
     }
 }
 
@@ -99,7 +131,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// The word as a shell reads it back.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
     // Some shells look at words that begin with `=`.
     if !word.is_empty() && !word.starts_with('=') && word.chars().all(plain) {
@@ -116,8 +148,25 @@ mod tests {
     #[test]
     fn a_cell_of_a_file_is_named() {
         let cell = Cell { id: "6.1/net#2".into(), ..Cell::alone(RunSpec::default(), What::Command) };
-        let line = cell.reproduce(Some(Path::new("my tests/belljar.toml")));
-        assert_eq!(line, "belljar test --config 'my tests/belljar.toml' --filter '=6.1/net'");
+        let flags = vec!["--timeout".into(), "5".into(), "--append".into(), "it's".into()];
+        let file = |flags| InFile { file: "my tests/belljar.toml".into(), flags };
+        let plain = "belljar test --config 'my tests/belljar.toml' --filter '=6.1/net'";
+        assert_eq!(cell.reproduce(Some(&file(Vec::new()))), plain);
+        assert_eq!(cell.reproduce(Some(&file(flags))), format!("{plain} --timeout 5 --append 'it'\\''s'"));
+    }
+
+    #[test]
+    fn values_stay_values() {
+        let run = RunSpec::from_toml("append = \"-x y\"\nenv = [\"-A=1\"]\ncommand = [\"-c\"]").unwrap();
+        let line = Cell::alone(run, What::Command).reproduce(None);
+        assert_eq!(line, "belljar test '--append=-x y' --env=-A=1 -- -c");
+    }
+
+    #[test]
+    fn cases_have_no_equals_sign() {
+        assert_eq!(without_equals(r"^a=1$|[=]\=\\=\d"), r"^a\x3d1$|[\x3d]\x3d\\\x3d\d");
+        let same = |text: &str| regex::Regex::new(&without_equals(r"^a=\=\\=$")).unwrap().is_match(text);
+        assert!(same(r"a==\=") && !same(r"a=\="));
     }
 
     #[test]
@@ -162,10 +211,12 @@ mod tests {
     fn what_is_said_of_a_test_is_kept() {
         let mut cell = Cell::alone(RunSpec { command: vec!["a".into()], ..RunSpec::default() }, What::Command);
         cell.rules = toml::from_str(
-            "splats = { rcu-stall = \"warn\" }\nignore-splats = [\"in foo\"]\nartifacts = [\"/tmp/out\"]\nretry-infra = 2",
+            "splats = { rcu-stall = \"warn\" }\nignore-splats = [\"in foo\", { match = \"a=b\", case = \"^x/p=1\" }]\n\
+             artifacts = [\"/tmp/out\"]\nretry-infra = 2",
         )
         .unwrap();
-        let expected = "belljar test --splat rcu-stall=warn --ignore-splat 'in foo' --keep /tmp/out -- a";
+        let expected = "belljar test --splat rcu-stall=warn --ignore-splat 'in foo' --ignore-splat-in '^x/p\\x3d1=a=b' \
+                        --keep /tmp/out -- a";
         assert_eq!(cell.reproduce(None), expected);
     }
 

@@ -200,7 +200,7 @@ fn a_command_line_is_a_suite_of_one() {
 #[test]
 fn a_cell_is_found_by_what_reproduces_it() {
     let all = cells(&format!("{TEST}[[test]]\nname = \"t.x\"\nkunit = true\n[[machine]]\ncpus = 1\n")).unwrap();
-    let line = all[0].reproduce(Some(Path::new(FILE)));
+    let line = all[0].reproduce(Some(&InFile { file: FILE.into(), flags: Vec::new() }));
     let filter = line.split("--filter ").nth(1).unwrap().trim_matches('\'').to_string();
     let selected = select(all.clone(), &Selection { filters: vec![filter], ..Selection::default() }).unwrap();
     assert_eq!(selected.iter().map(|cell| &cell.id).collect::<Vec<_>>(), [&all[0].id]);

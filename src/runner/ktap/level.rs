@@ -36,7 +36,7 @@ pub(super) enum Step {
 }
 
 /// A document, or a test that has tests within.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Level {
     /// None for a document, and for tests that are named by their result only.
     pub name: Option<String>,
@@ -66,7 +66,12 @@ impl Level {
 
     /// Its name, or its number.
     pub(super) fn label(&self) -> String {
-        self.name.as_deref().map_or_else(|| format!("test {}", self.number), short)
+        self.name.as_deref().map_or_else(|| unnamed(self.number), short)
+    }
+
+    /// What the case that is under way is called, as far as that is known.
+    pub(super) fn case(&self, hint: Option<&str>) -> String {
+        hint.map_or_else(|| unnamed(self.next), short)
     }
 
     /// Planned tests that have not come.
@@ -78,4 +83,9 @@ impl Level {
     pub(super) fn notes(&mut self) -> Notes {
         std::mem::take(&mut self.notes)
     }
+}
+
+/// What is called nothing, or not yet.
+pub(super) fn unnamed(number: u64) -> String {
+    format!("test {number}")
 }

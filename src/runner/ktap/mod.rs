@@ -53,6 +53,14 @@ pub enum Event {
     },
     /// A suite, or a case whose name was told before its result, is under way.
     Started(Vec<String>),
+    /// What is at the path `from`, joined by `/`, turns out to be called `to`: [`Parser::current`] guessed. The same goes
+    /// for what is within it.
+    Named {
+        /// As it was called until now.
+        from: String,
+        /// As it is called.
+        to: String,
+    },
     /// A case came to its end. Suites that are named by their last line only are called `test N` here.
     Ended(Case),
 }
@@ -109,7 +117,7 @@ struct Voice {
 }
 
 /// Reads KTAP line by line.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Parser {
     sources: Vec<(Voice, Source)>,
     /// Which source spoke last.
@@ -175,7 +183,7 @@ impl Parser {
     }
 
     /// Names of what is under way, outermost first, joined by `/`; none before the first and after the last. The case
-    /// itself is called `test N` where nothing was printed yet that names it.
+    /// itself is called `test N` where nothing was printed yet that names it; [`Event::Named`] tells its name later.
     pub fn current(&self) -> Option<String> {
         let (_, source) = self.sources.get(self.last).filter(|(_, source)| !source.is_done())?;
         Some(source.current().join("/")).filter(|name| !name.is_empty())

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::runner::splat::certain_function;
+
 /// Bytes of a case's log that are kept: the last ones say why it failed.
 pub(super) const LOG_LIMIT: usize = 16 << 10;
 /// Characters of a message.
@@ -12,15 +14,19 @@ const EXPLANATION_LINES: usize = 4;
 const FAILURES: [&str; 4] = ["EXPECTATION FAILED at ", "ASSERTION FAILED at ", "try timed out", "try faulted"];
 /// What stands in the place of a case's name in notes about other things.
 const NOT_CASES: [&str; 4] = ["Totals", "module", "is_init", "Subtest"];
+/// Calls the function of a KUnit case, for which the case is named (KUNIT_CASE, include/kunit/test.h).
+const KUNIT_CALLER: &str = "kunit_try_run_case";
 /// How kselftest's runner announces a program, and later names it.
 const KSELFTEST: &str = "selftests: ";
 
 /// Notes on the case that is under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
     lines: VecDeque<String>,
     bytes: usize,
     hint: Option<String>,
+    /// The last function of a trace.
+    function: Option<String>,
     failure: Option<String>,
     /// Lines of the failure's explanation that may still follow.
     explanation: usize,
@@ -37,7 +43,7 @@ impl Notes {
         }
         let Some(note) = line.trim_start().strip_prefix("# ") else {
             self.explain(line);
-            return false;
+            return self.trace(line);
         };
         self.explanation = 0;
         let (name, text) = note.split_once(": ").unwrap_or((note, ""));
@@ -57,6 +63,17 @@ impl Notes {
             failure.push_str(separator);
             failure.push_str(line.trim());
         }
+    }
+
+    /// A kernel that dies of a case has not named it, but its trace does.
+    fn trace(&mut self, line: &str) -> bool {
+        let Some(function) = self.hint.is_none().then(|| certain_function(line)).flatten() else { return false };
+        if function == KUNIT_CALLER {
+            self.hint = self.function.take();
+            return self.hint.is_some();
+        }
+        self.function = Some(function.to_owned());
+        false
     }
 
     /// KUnit names a case in its notes, kselftest's runner before it starts a program.
@@ -127,6 +144,31 @@ mod tests {
         assert!(notes.add("# selftests: timers: nanosleep"));
         assert!(!notes.add("# ok: a word of the program"));
         assert_eq!(notes.hint(), Some("selftests: timers: nanosleep"));
+    }
+
+    #[test]
+    fn a_trace_names_the_case_that_calls() {
+        let mut notes = Notes::default();
+        for line in [
+            "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+            "RIP: 0010:follow_it+0x12/0x40",
+            "Call Trace:",
+            " <TASK>",
+            " ? page_fault_oops+0x1/0x2",
+            " list_test.isra.0+0x30/0x50 [list_kunit]",
+            " ? __pfx_kunit_try_run_case+0x10/0x10",
+        ] {
+            assert!(!notes.add(line), "{line}");
+        }
+        assert!(notes.add(" kunit_try_run_case+0x1/0x2"));
+        assert_eq!(notes.hint(), Some("list_test"));
+        assert!(!notes.add(" kunit_generic_run_threadfn_adapter+0x1/0x2") && !notes.add(" kunit_try_run_case+0x1/0x2"));
+        // What the case itself says counts more.
+        assert!(notes.add("# other: cleaning up"));
+        let mut alone = Notes::default();
+        assert!(!alone.add(" kunit_try_run_case+0x1/0x2"));
+        assert!(!alone.add("RIP: 0010:case_of_it+0x12/0x40") && alone.add(" kunit_try_run_case+0x1/0x2"));
+        assert_eq!(alone.hint(), Some("case_of_it"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ const PROBLEM_LIMIT: usize = 100;
 const PROBLEM_LENGTH: usize = 500;
 
 /// Cases and complaints of all sources.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Record {
     /// Each with the number of its source.
     cases: Vec<(usize, Case)>,

@@ -1,9 +1,9 @@
 //! Tests within tests, as one source prints them.
 
-use super::level::{Level, Moment, Step};
+use super::level::{Level, Moment, Step, unnamed};
 use super::line::{Line, Outcome};
 use super::notes::Notes;
-use super::record::Record;
+use super::record::{Record, short};
 use super::{End, Event};
 use crate::runner::outcome::{Case, Status};
 
@@ -11,7 +11,7 @@ use crate::runner::outcome::{Case, Status};
 const DEPTH_LIMIT: usize = 32;
 
 /// One source of results.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Source {
     index: usize,
     /// Bytes before each line that belong to somebody else's prefix.
@@ -44,7 +44,7 @@ impl Source {
     pub(super) fn current(&self) -> Vec<String> {
         let mut path = self.path();
         if let Some(level) = self.levels.last().filter(|level| level.step == Step::Tests) {
-            path.push(level.notes.hint().map_or_else(|| format!("test {}", level.next), str::to_owned));
+            path.push(level.case(level.notes.hint()));
         }
         path
     }
@@ -60,12 +60,21 @@ impl Source {
     }
 
     fn log(&mut self, text: &str) {
-        if let Some(level) = self.levels.last_mut()
-            && level.notes.add(text)
-            && level.step == Step::Tests
-            && level.notes.hint() != level.name.as_deref()
-        {
+        let Some(level) = self.levels.last_mut() else { return };
+        let before = level.notes.hint().map(str::to_owned);
+        if level.notes.add(text) && level.step == Step::Tests && level.notes.hint() != level.name.as_deref() {
+            let before = level.case(before.as_deref());
+            self.named(&before, self.current());
             self.events.push(Event::Started(self.current()));
+        }
+    }
+
+    /// What was called `before`, in the innermost level or as it, is at the path `now`.
+    fn named(&mut self, before: &str, now: Vec<String>) {
+        let Some((name, above)) = now.split_last() else { return };
+        if name != before {
+            let from = above.iter().map(String::as_str).chain([before]).collect::<Vec<_>>().join("/");
+            self.events.push(Event::Named { from, to: now.join("/") });
         }
     }
 
@@ -135,8 +144,10 @@ impl Source {
     /// The innermost level is called so.
     fn name(&mut self, name: &str) {
         if let Some(level) = self.levels.last_mut() {
+            let before = level.label();
             level.name = Some(name.to_owned());
             level.step = Step::Plan;
+            self.named(&before, self.path());
         }
         self.events.push(Event::Started(self.path()));
     }
@@ -170,7 +181,10 @@ impl Source {
         let Some(level) = self.levels.last_mut() else { return };
         let notes = level.notes();
         let seconds = self.now.since(level.mark);
-        let expected = level.next;
+        let (before, expected) = (level.case(notes.hint()), level.next);
+        let mut path = self.path();
+        path.push(short(&name_of(outcome)));
+        self.named(&before, path);
         self.check_number(outcome, expected, record);
         self.ended(outcome, &notes, seconds, record);
         self.advance(record);
@@ -180,14 +194,12 @@ impl Source {
     fn ended(&mut self, outcome: &Outcome<'_>, notes: &Notes, seconds: f64, record: &mut Record) {
         let (status, reason) = outcome.status();
         let failure = if status.is_good() { None } else { notes.failure() };
-        let name = match (outcome.name, reason) {
-            // kselftest.h prints a name where others have the reason.
-            ("", Some(reason)) => reason.to_owned(),
-            ("", None) => format!("test {}", outcome.number),
-            (name, _) => name.to_owned(),
-        };
         let message = failure.or_else(|| reason.map(str::to_owned));
-        self.keep(name, Case { path: self.path(), status, message, seconds: Some(seconds), log: notes.log() }, record);
+        self.keep(
+            name_of(outcome),
+            Case { path: self.path(), status, message, seconds: Some(seconds), log: notes.log() },
+            record,
+        );
     }
 
     fn keep(&mut self, name: String, mut case: Case, record: &mut Record) {
@@ -240,10 +252,6 @@ impl Source {
         level.step = Step::Result;
         let (missing, first) = (level.missing(), level.next);
         level.next = first.saturating_add(missing);
-        // KUnit's parameters have none.
-        if path.is_empty() && level.plan.is_none() && first > 1 {
-            record.complain("there is no plan, so that missing results cannot be told".to_owned());
-        }
         if missing > 0 {
             let place = if path.is_empty() { "the whole".to_owned() } else { path.join("/") };
             let plan = level.plan.unwrap_or_default();
@@ -263,7 +271,7 @@ impl Source {
         let Some(level) = self.levels.last_mut() else { return };
         let notes = if begun { level.notes() } else { Notes::default() };
         let message = notes.failure().unwrap_or_else(|| lost_message(how, begun).to_owned());
-        let name = notes.hint().map_or_else(|| format!("test {number}"), str::to_owned);
+        let name = notes.hint().map_or_else(|| unnamed(number), str::to_owned);
         let seconds = begun.then(|| now.since(level.mark));
         let case = Case { path, status: lost_status(how), message: Some(message), seconds, log: notes.log() };
         self.keep(name, case, record);
@@ -273,6 +281,10 @@ impl Source {
     fn close(&mut self, outcome: Option<&Outcome<'_>>, record: &mut Record) {
         let Some(mut level) = self.levels.pop() else { return };
         if self.levels.is_empty() {
+            // Within a document that is nothing to tell: KUnit's parameters have none.
+            if level.plan.is_none() && level.next > 1 {
+                record.complain("there is no plan, so that missing results cannot be told".to_owned());
+            }
             return;
         }
         match outcome {
@@ -281,7 +293,10 @@ impl Source {
         }
         if let Some(outcome) = outcome.filter(|outcome| !outcome.name.is_empty() && level.name.is_none()) {
             record.rename(self.index, level.first, self.levels.len() - 1, outcome.name);
+            let (before, mut path) = (level.label(), self.path());
             level.name = Some(outcome.name.to_owned());
+            path.push(level.label());
+            self.named(&before, path);
         }
         match level.worst {
             Some(worst) => self.judge(worst, &level, outcome, record),
@@ -340,6 +355,16 @@ impl Source {
             self.close(None, record);
         }
         self.events.clear();
+    }
+}
+
+/// What a case is called by the line of its result.
+fn name_of(outcome: &Outcome<'_>) -> String {
+    match (outcome.name, outcome.status().1) {
+        // kselftest.h prints a name where others have the reason.
+        ("", Some(reason)) => reason.to_owned(),
+        ("", None) => unnamed(outcome.number),
+        (name, _) => name.to_owned(),
     }
 }
 

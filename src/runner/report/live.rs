@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::diagnostics::{self, Drawn};
 use super::paint::Paint;
 use super::text;
 use crate::runner::outcome::{Case, Counts, TestResult};
@@ -29,13 +30,19 @@ pub trait Observer: Send + Sync {
     fn ended(&self, test: &TestResult);
     /// Something else to say, on one line.
     fn note(&self, text: &str);
+    /// Does `work`, which has the terminal to itself.
+    fn aside(&self, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// The observer that suits standard error. What it shows goes away when it is dropped, except lines of tests that ended.
 pub fn on_stderr() -> Box<dyn Observer> {
     let dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
     if std::io::stderr().is_terminal() && !dumb {
-        Box::new(Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr()))
+        let mut live = Live::new(ProgressDrawTarget::stderr(), Paint::of_stderr());
+        live.drawn = Some(Drawn::on_stderr(live.lines.clone()));
+        Box::new(live)
     } else {
         Box::new(Plain::new(std::io::stderr()))
     }
@@ -112,6 +119,8 @@ pub struct Live {
     whole: ProgressBar,
     paint: Paint,
     state: Mutex<State>,
+    /// Unless they are drawn elsewhere.
+    drawn: Option<Drawn>,
 }
 
 #[derive(Debug, Default)]
@@ -141,7 +150,7 @@ impl Live {
         let lines = MultiProgress::with_draw_target(target);
         let whole = lines.add(bar("{time}  {wide_msg}"));
         whole.enable_steady_tick(TICK);
-        Self { lines, whole, paint, state: Mutex::default() }
+        Self { lines, whole, paint, state: Mutex::default(), drawn: None }
     }
 
     fn print(&self, line: &str) {
@@ -196,6 +205,10 @@ impl Observer for Live {
 
     fn note(&self, text: &str) {
         self.print(&text::line(text));
+    }
+
+    fn aside(&self, work: &mut dyn FnMut()) {
+        diagnostics::aside(&self.lines, work);
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
+//! | `diagnostics` | what belljar itself has to say while tests run |
 //! | `github` | annotations, folded logs and the page of a step in GitHub Actions |
 //! | `gitlab` | folded logs in GitLab CI |
 //! | `html` | a page for people, in one file |
@@ -16,6 +17,7 @@
 //! | `summary` | what is shown at the end |
 //! | `text` | guests' text made harmless; numbers and times as people write them |
 
+pub mod diagnostics;
 pub mod github;
 pub mod gitlab;
 mod html;

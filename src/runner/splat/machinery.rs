@@ -22,6 +22,9 @@ const NAMES: &[&str] = &[
     "check_memory_region", "mark_lock", "mark_lock_irq", "mark_usage", "mark_held_locks", "validate_chain",
     "check_prev_add", "check_prevs_add", "check_noncircular", "check_wait_context", "check_deadlock",
     "alloc_debug_processing", "free_debug_processing", "free_to_partial_list", "rcu_sleep_check",
+    // Stacks, which checks keep.
+    "unwind_next_frame", "__unwind_start", "unwind_get_return_address", "arch_stack_walk", "stack_trace_save",
+    "stack_depot_save", "stack_depot_save_flags", "set_track_prepare",
     // Locks.
     "do_raw_spin_lock", "do_raw_spin_trylock", "do_raw_spin_unlock", "native_queued_spin_lock_slowpath",
     "pv_queued_spin_lock_slowpath", "__pv_queued_spin_lock_slowpath", "queued_read_lock_slowpath",
@@ -39,6 +42,8 @@ const NAMES: &[&str] = &[
     "synchronize_rcu_expedited", "synchronize_rcu_normal", "synchronize_srcu", "__synchronize_srcu",
     "delay_tsc", "delay_loop", "delay_halt", "delay_halt_tpause", "__delay", "__udelay", "__ndelay", "__const_udelay",
     "cpu_relax", "rep_nop", "flush_work", "__flush_work", "bit_wait", "bit_wait_io", "out_of_line_wait_on_bit",
+    "read_tsc", "kvm_clock_read", "kvm_clock_get_cycles", "pvclock_clocksource_read", "pvclock_clocksource_read_nowd",
+    "sched_clock", "sched_clock_cpu", "native_sched_clock", "local_clock",
     "__wait_on_bit", "__wait_on_bit_lock", "csd_lock_wait", "smp_call_function_many_cond", "smp_call_function_single",
     // What the machine does between a fault and its report.
     "error_entry", "paranoid_entry", "nmi_cpu_backtrace", "nmi_trigger_cpumask_backtrace", "default_do_nmi", "exc_nmi",
@@ -63,7 +68,7 @@ const BEGINNINGS: &[&str] = &[
     "ww_mutex_lock", "rt_mutex_", "__rt_mutex_", "rwsem_", "__rwsem_", "lockdep_", "__lockdep_", "debug_check_no_",
     "debug_object_", "__debug_object_", "__might_", "___might_", "might_", "wait_for_completion", "__wait_for_common",
     "do_wait_for_common", "wait_for_common", "rcu_dump_", "print_cpu_stall", "print_other_cpu_stall", "rcu_check_gp_",
-    "__pfx_", "__cfi_", "__stack_chk_fail", "print_unreferenced",
+    "__pfx_", "__cfi_", "ktime_get", "__stack_chk_fail", "print_unreferenced",
 ];
 
 /// Beginnings of the names of functions that get memory: who asked them is to blame for a leak.

@@ -27,3 +27,4 @@ mod title;
 
 pub use policy::{Ignore, Policy};
 pub use scanner::Scanner;
+pub(super) use shapes::certain_function;

@@ -62,16 +62,18 @@ const LOCKS: End = End::Trace(600);
 const STALL: End = End::Trace(120);
 const SHORT: End = End::Trace(40);
 
-/// `@` stands for a symbol. The first that matches counts.
+/// `@` stands for a symbol. The first that matches counts. Where syzbot has a title for a fault, it is the same, so that
+/// what is known of it is found.
 #[rustfmt::skip]
 static PATTERNS: &[Pattern] = &[
-    row(Panic, r"^Kernel panic - not syncing: (.*)", "Kernel panic: $1", Function::None, End::Panic),
+    row(Panic, r"^Kernel panic - not syncing: (.*)", "kernel panic: $1", Function::None, End::Panic),
 
-    row(Oops, r"^BUG: unable to handle (?:kernel )?(page fault|paging request|NULL pointer dereference)",
-        "BUG: unable to handle $1", Function::Trace, End::Mark),
-    row(Oops, r"^BUG: (kernel NULL pointer dereference)", "BUG: $1", Function::Trace, End::Mark),
+    row(Oops, r"^BUG: unable to handle (?:kernel )?(?:page fault|paging request)",
+        "BUG: unable to handle kernel paging request", Function::Trace, End::Mark),
+    row(Oops, r"^BUG: (?:unable to handle )?(?:kernel )?NULL pointer dereference",
+        "BUG: unable to handle kernel NULL pointer dereference", Function::Trace, End::Mark),
     row(Oops, r"^BUG: .*(stack guard page was hit)", "BUG: $1", Function::Trace, End::Mark),
-    row(Oops, r"^PANIC: (double fault)", "$1", Function::Trace, End::Mark),
+    row(Oops, r"^PANIC: (double fault)", "PANIC: $1", Function::Trace, End::Mark),
     row(Oops, r"^(?:Oops: )+[0-9a-f]{4} \[#\d+\]", "Oops", Function::Trace, End::Mark),
     row(Oops, r"^(?:Oops: )?([A-Za-z][A-Za-z0-9 -]*?)(?:,.*)?: [0-9a-f]{4} \[#\d+\]", "$1", Function::Trace, End::Mark),
     row(Oops, r"^Oops: ", "Oops", Function::Trace, End::Mark),
@@ -91,28 +93,28 @@ static PATTERNS: &[Pattern] = &[
     row(Lockdep, r"^(?:WARNING|INFO): possible irq lock inversion", "possible deadlock", Function::Lock, LOCKS),
     row(Lockdep, r"^(?:WARNING|INFO): \S+-safe -> \S+-unsafe lock order", "possible deadlock", Function::Lock, LOCKS),
     row(Lockdep, r"^(?:WARNING|INFO): (inconsistent lock state)", "$1", Function::Lock, LOCKS),
-    row(Lockdep, r"^(?:WARNING|\[ BUG): ([Bb]ad unlock balance|bad contention|Nested lock was not taken)", "$1", Function::Lock, LOCKS),
+    row(Lockdep, r"^(?:WARNING|\[ BUG): ([Bb]ad unlock balance|bad contention|Nested lock was not taken)", "WARNING: $1", Function::Lock, LOCKS),
     row(Lockdep, r"^\[ BUG: (Invalid wait context) \]", "$1", Function::Lock, LOCKS),
-    row(Lockdep, r"^WARNING: (lock held when returning to user space)", "$1", Function::Lock, End::Lines(12)),
-    row(Lockdep, r"^WARNING: (held lock freed|chain_key collision)", "$1", Function::Trace, LOCKS),
+    row(Lockdep, r"^WARNING: (lock held when returning to user space)", "WARNING: $1", Function::Lock, End::Lines(12)),
+    row(Lockdep, r"^WARNING: (held lock freed|chain_key collision)", "WARNING: $1", Function::Trace, LOCKS),
     row(Lockdep, r"^WARNING: .+/\d+ (still has locks held)", "task $1", Function::Trace, LOCKS),
-    row(Lockdep, r"^(?:WARNING|INFO|\[ INFO): (suspicious RCU usage)", "$1", Function::Trace, LOCKS),
-    row(Lockdep, r"^INFO: (trying to register non-static key)", "$1", Function::Trace, SHORT),
-    row(Lockdep, r"^BUG: (sleeping function called from invalid context)", "$1", Function::Trace, LOCKS),
-    row(Lockdep, r"^BUG: (scheduling while atomic)", "$1", Function::Trace, LOCKS),
-    row(Lockdep, r"^BUG: (workqueue leaked [a-zA-Z, ]+)", "$1", Function::Trace, LOCKS),
+    row(Lockdep, r"^(?:WARNING|INFO|\[ INFO): (suspicious RCU usage)", "WARNING: $1", Function::Trace, LOCKS),
+    row(Lockdep, r"^INFO: (trying to register non-static key)", "INFO: $1", Function::Trace, SHORT),
+    row(Lockdep, r"^BUG: (sleeping function called from invalid context)", "BUG: $1", Function::Trace, LOCKS),
+    row(Lockdep, r"^BUG: (scheduling while atomic)", "BUG: $1", Function::Trace, LOCKS),
+    row(Lockdep, r"^BUG: (workqueue leaked [a-zA-Z, ]+)", "BUG: $1", Function::Trace, LOCKS),
     row(Lockdep, r"^BUG: ((?:spin|rw)lock [a-z ]+?) on CPU", "BUG: $1", Function::Trace, SHORT),
 
     row(RcuStall, r"^INFO: rcu\w* (?:self-)?detected (?:expedited )?stalls?", "INFO: rcu detected stall", Function::Stalled, STALL),
-    row(SoftLockup, r"^BUG: (soft lockup)", "$1", Function::Stalled, STALL),
-    row(SoftLockup, r"^BUG: (workqueue lockup)", "$1", Function::None, End::Lines(30)),
+    row(SoftLockup, r"^BUG: (soft lockup)", "BUG: $1", Function::Stalled, STALL),
+    row(SoftLockup, r"^BUG: (workqueue lockup)", "BUG: $1", Function::None, End::Lines(30)),
     row(HardLockup, r"^(?:CPU\d+: )?Watchdog detected hard LOCKUP", "hard lockup", Function::Stalled, STALL),
     row(HungTask, r"^INFO: task .+:\d+ blocked .*for more than", "INFO: task hung", Function::Stalled, STALL),
 
     row(Kmemleak, r"^unreferenced object 0x", "memory leak", Function::Leak, End::Indented),
     row(Kmemleak, r"^\d+ (new suspected memory leaks)", "kmemleak: $1", Function::None, End::Lines(1)),
 
-    row(Bug, r"^BUG: (using \w+\(\) in preemptible)", "BUG: $1", Function::Trace, SHORT),
+    row(Bug, r"^BUG: (using \w+\(\) in preemptible)", "BUG: $1 code", Function::Trace, SHORT),
     row(Bug, r"^BUG: (Bad (?:page|rss)[a-z -]+?) (?:in process|mm:)", "BUG: $1", Function::Trace, SHORT),
     row(Bug, r"^BUG (\S+) \([^)]*\): (.+)", "BUG: $2 in $1", Function::Trace, LOCKS),
     row(Bug, r"^BUG: (.+)", "BUG: $1", Function::Trace, SHORT),

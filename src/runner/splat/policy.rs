@@ -33,6 +33,24 @@ impl Policy {
         let usual = if splat.kind == SplatKind::Taint { Action::Warn } else { Action::Fail };
         self.splats.get(&splat.kind).copied().unwrap_or(usual)
     }
+
+    /// The case that was called `from` when `splat` was printed turns out to be called `to`.
+    pub fn rename(&self, splat: &mut Splat, from: &str, to: &str) {
+        let case = renamed(splat.case.clone(), from, to);
+        if case != splat.case {
+            splat.case = case;
+            splat.action = self.action(splat);
+        }
+    }
+}
+
+/// What `case` is called when what is called `from` is called `to`: that itself, or what is within it.
+pub(super) fn renamed(case: Option<String>, from: &str, to: &str) -> Option<String> {
+    let case = case?;
+    match case.strip_prefix(from) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Some(format!("{to}{rest}")),
+        _ => Some(case),
+    }
 }
 
 /// A rule for expected reports, as a regular expression for title or text. In it, `^` and `$` are the ends of lines.
@@ -58,7 +76,13 @@ impl Ignore {
             && (self.pattern.is_match(&splat.title) || self.pattern.is_match(&splat.text))
     }
 
-    fn case(&self) -> Option<&str> {
+    /// The expression for title or text.
+    pub fn pattern(&self) -> &str {
+        self.pattern.as_str()
+    }
+
+    /// The expression for the name of the case.
+    pub fn case(&self) -> Option<&str> {
         self.case.as_ref().map(Regex::as_str)
     }
 }

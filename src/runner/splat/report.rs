@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::machinery::{is_allocator, is_machinery};
 use super::patterns::{End, Function, Head, Pattern};
-use super::{shapes, title};
+use super::{policy, shapes, title};
 use crate::runner::outcome::{Action, Splat, SplatKind};
 
 /// Lines of a report that are kept, and their bytes: one with the traces of many CPUs goes on for long.
@@ -15,6 +15,8 @@ const BYTES: usize = 128 << 10;
 const CUT_OFF: &str = "\n[..]";
 /// Lines between a cut or `=====` and the line that says what it is.
 const UNNAMED_LINES: usize = 10;
+/// What lost memory before its module was unloaded.
+const UNLOADED: &str = "an unloaded module";
 /// Threads and CPUs that take part in one report.
 const CALLERS: usize = 64;
 
@@ -62,7 +64,7 @@ pub(super) enum Answer {
     NoReport,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Report {
     stage: Stage,
     pattern: Option<&'static Pattern>,
@@ -71,6 +73,8 @@ pub(super) struct Report {
     function: Option<String>,
     guess: Option<String>,
     makeshift: Option<String>,
+    /// What a sanitizer of addresses caught.
+    access: Option<&'static str>,
     in_interrupt: bool,
     callers: Vec<Option<String>>,
     timed: bool,
@@ -91,6 +95,7 @@ impl Report {
             function: None,
             guess: None,
             makeshift: None,
+            access: None,
             in_interrupt: false,
             callers: vec![line.caller.map(str::to_owned)],
             timed: line.timed,
@@ -145,6 +150,11 @@ impl Report {
         }
     }
 
+    /// The case that was called `from` is called `to`.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        self.case = policy::renamed(self.case.take(), from, to);
+    }
+
     /// What is reported, if that was said.
     pub(super) fn kind(&self) -> Option<SplatKind> {
         self.pattern.map(|pattern| pattern.kind)
@@ -159,6 +169,11 @@ impl Report {
 
     /// Takes `line`, which begins with `head` if that is something, as its part or not.
     pub(super) fn offer(&mut self, line: &Line<'_>, head: Option<&Head<'_>>) -> Answer {
+        if self.is_summed_up(head) {
+            self.push(line);
+            self.stage = Stage::Ended;
+            return Answer::Mine;
+        }
         match (self.stage, self.pattern) {
             (Stage::Ended, _) => self.offer_more(line, head),
             (_, None) => self.offer_name(line, head),
@@ -171,6 +186,12 @@ impl Report {
                 self.go_on(pattern, line)
             }
         }
+    }
+
+    /// After what is lost, kmemleak says how much that is. Mostly it says nothing else.
+    fn is_summed_up(&self, head: Option<&Head<'_>>) -> bool {
+        self.pattern.is_some_and(|pattern| pattern.function == Function::Leak)
+            && head.is_some_and(|head| head.pattern.kind == SplatKind::Kmemleak && head.pattern.end == End::Lines(1))
     }
 
     /// A banner that does not end it.
@@ -253,8 +274,14 @@ impl Report {
         self.text.push_str(line.text.trim_end());
     }
 
-    /// Looks for the function that the title names.
+    /// Looks for what the title names.
     fn note(&mut self, pattern: &Pattern, text: &str) {
+        if pattern.kind == SplatKind::Kasan {
+            let access = [" Read", " Write"].into_iter().find(|access| {
+                text.strip_prefix(access.trim_start()).is_some_and(|rest| rest.starts_with(" of size "))
+            });
+            self.access = self.access.or(access);
+        }
         if self.function.is_some() || pattern.function == Function::None {
             return;
         }
@@ -262,6 +289,11 @@ impl Report {
             "<IRQ>" | "<NMI>" => self.in_interrupt = true,
             "</IRQ>" | "</NMI>" => self.in_interrupt = false,
             _ => {}
+        }
+        if pattern.function == Function::Leak && text.trim_start().starts_with("0x") {
+            // The module is gone, and with it its symbols: below are those who called it.
+            self.function = Some(UNLOADED.into());
+            return;
         }
         let lock = (pattern.function == Function::Lock).then(|| shapes::place(text)).flatten();
         if let Some(function) = lock.or_else(|| shapes::pointer(text)).or_else(|| shapes::frame(text)) {
@@ -284,7 +316,8 @@ impl Report {
     pub(super) fn finish(self) -> Option<Splat> {
         let pattern = self.pattern?;
         let function = self.function.or(self.guess).or(self.makeshift).filter(|_| pattern.function != Function::None);
-        let title = function.map_or(self.title.clone(), |function| format!("{} in {function}", self.title));
+        let title = format!("{}{}", self.title, self.access.unwrap_or_default());
+        let title = function.map_or(title.clone(), |function| format!("{title} in {function}"));
         let (kind, action) = (pattern.kind, Action::Fail);
         Some(Splat { kind, title, action, case: self.case, lines: self.lines, text: self.text })
     }

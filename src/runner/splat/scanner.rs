@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::patterns::Head;
-use super::policy::Policy;
+use super::policy::{self, Policy};
 use super::report::{Answer, Line, Report};
 use super::shapes;
 use crate::runner::console::Prefix;
@@ -19,7 +19,7 @@ const STALLS: usize = 64;
 const CALLER: usize = 16;
 
 /// Finds reports in the lines of a console, one after another.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Scanner {
     policy: Policy,
     /// In the order of their beginnings.
@@ -43,6 +43,14 @@ impl Scanner {
         let caller = prefix.caller.filter(|caller| caller.len() <= CALLER);
         self.take(&Line { number, caller, timed: prefix.time.is_some(), text }, case);
         self.done.pop_front()
+    }
+
+    /// The case that was called `from` until now is called `to`, whatever was printed while it was under way.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        self.reports.iter_mut().for_each(|report| report.rename(from, to));
+        let known = self.stalls.iter_mut().map(|(_, case)| case);
+        known.for_each(|case| *case = policy::renamed(case.take(), from, to));
+        self.done.iter_mut().for_each(|splat| self.policy.rename(splat, from, to));
     }
 
     /// Gives what was not yet given. Call it until there is nothing more.

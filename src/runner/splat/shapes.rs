@@ -48,6 +48,12 @@ pub(super) fn pointer(text: &str) -> Option<&str> {
     function(&POINTER, text)
 }
 
+/// A function of which the kernel is sure, in a trace or at the instruction pointer.
+pub(in crate::runner) fn certain_function(text: &str) -> Option<&str> {
+    // Most lines are no part of a trace.
+    if !text.contains("+0x") { None } else { frame(text).or_else(|| pointer(text)) }
+}
+
 /// Where a lock is taken, or given back.
 pub(super) fn place(text: &str) -> Option<&str> {
     function(&PLACE, text)

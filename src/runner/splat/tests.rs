@@ -109,7 +109,8 @@ fn the_caller_tells_interleaved_reports_apart() {
     let (splats, _) = scan_lines(mixed);
     let mut found = titles(&splats);
     found.sort_unstable();
-    let expected = ["KASAN: slab-use-after-free in read_it", "WARNING in put_it", "possible deadlock in take_b_then_a"];
+    let expected =
+        ["KASAN: slab-use-after-free Read in read_it", "WARNING in put_it", "possible deadlock in take_b_then_a"];
     assert_eq!(found, expected);
     for splat in &splats {
         let own = scan(
@@ -130,7 +131,7 @@ fn output_of_programs_is_no_part_of_a_report() {
 #[test]
 fn after_a_panic_nothing_begins() {
     let text = format!("{}{}", sample("oops").text, sample("warning").text);
-    assert_eq!(titles(&scan(&text).0), ["BUG: kernel NULL pointer dereference in follow_it"]);
+    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle kernel NULL pointer dereference in follow_it"]);
     // A panic that has nothing to do with the warning before it.
     let (splats, dead) = scan(&format!("{}{}", sample("warning").text, sample("panic").text));
     assert_eq!(splats.len(), 2);
@@ -148,10 +149,21 @@ fn a_stall_that_goes_on_is_one_fault() {
 }
 
 #[test]
+fn leaks_are_told_once_and_blame_nobody_else() {
+    let one = sample("kmemleak").text.split("[   70.000801]").next().unwrap();
+    let sum = "[   70.100000] kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)\n";
+    let gone = one.replace("forget_it+0x2a/0x40 [belljar_bad]", "0xffffffffa0000262");
+    let (splats, _) = scan(&format!("{one}{gone}{sum}"));
+    assert_eq!(titles(&splats), ["memory leak in forget_it", "memory leak in an unloaded module"]);
+    assert!(splats[1].text.ends_with("(see /sys/kernel/debug/kmemleak)"), "{splats:?}");
+    assert_eq!(titles(&scan(sum).0), ["kmemleak: new suspected memory leaks"]);
+}
+
+#[test]
 fn what_the_kernel_guesses_is_better_than_nothing() {
     let text =
         sample("jump-to-null").text.replace("  call_it+", "  ? __pfx_call_it+0x1/0x2\n[    4.001701]  ? call_it+");
-    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle page fault in call_it"]);
+    assert_eq!(titles(&scan(&text).0), ["BUG: unable to handle kernel paging request in call_it"]);
 }
 
 #[test]

@@ -135,6 +135,7 @@ fn rules_by_name_permit_what_the_relay_answered() {
     guest.connect(there);
     guest.poll();
     assert_eq!(guest.count(|c| &c.denied), 2, "now it may");
+    assert_eq!(guest.denials(), ["1 name bad.example", "1 tcp 192.0.2.9:80"]);
     assert!(!guest.is_refused(host(port)));
     serving.join().unwrap();
 }

@@ -146,10 +146,17 @@ fn refusals_are_the_hosts() {
 fn a_guest_that_may_not_is_refused_at_once() {
     let mut guest = guest(&Config { allow: list("192.0.2.1:443").unwrap(), ..Config::default() });
     let (port, _serving) = server(drop);
-    for to in [host(port), "192.0.2.1:80".parse().unwrap(), "[::ffff:127.0.0.1]:80".parse().unwrap()] {
+    let theirs = ["192.0.2.1:80", "192.0.2.1:80", "[::ffff:127.0.0.1]:80"].map(|text| text.parse().unwrap());
+    for to in [&[host(port)], &theirs[..]].concat() {
         assert!(guest.is_refused(to), "{to}");
     }
-    assert_eq!((guest.count(|c| &c.denied), guest.count(|c| &c.tcp_connections)), (3, 0));
+    assert_eq!((guest.count(|c| &c.denied), guest.count(|c| &c.tcp_connections)), (4, 0));
+    let expected = [format!("1 tcp {}", host(port)), "1 tcp [::ffff:127.0.0.1]:80".into(), "2 tcp 192.0.2.1:80".into()];
+    assert_eq!(guest.denials(), expected);
+    for port in 1000..1200 {
+        assert!(guest.is_refused(SocketAddr::new([192, 0, 2, 1].into(), port)));
+    }
+    assert_eq!((guest.denials().len(), guest.count(|c| &c.denied)), (100, 204), "the first are enough");
     let mut guest =
         super::guest(&Config { allow: list(&format!("host.internal:{port}")).unwrap(), ..Config::default() });
     assert!(!guest.is_refused(host(port)));

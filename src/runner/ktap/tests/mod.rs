@@ -56,20 +56,36 @@ fn events_tell_what_goes_on() {
     assert_eq!(parser.line("KTAP version 1", 0.0), []);
     assert_eq!(parser.current(), None);
     assert_eq!(parser.line("1..1", 0.0), [Event::Plan { path: vec![], count: 1 }]);
-    assert_eq!(parser.line("    # Subtest: s", 0.0), [Event::Started(path(&["s"]))]);
+    let named = |from: &str, to: &str| Event::Named { from: from.into(), to: to.into() };
+    assert_eq!(parser.line("    # Subtest: s", 0.0), [named("test 1", "s"), Event::Started(path(&["s"]))]);
     assert_eq!(parser.line("    1..2", 0.0), [Event::Plan { path: path(&["s"]), count: 2 }]);
     assert_eq!(parser.current().as_deref(), Some("s/test 1"));
-    assert_eq!(parser.line("    # a: initializing", 0.0), [Event::Started(path(&["s", "a"]))]);
+    let started = Event::Started(path(&["s", "a"]));
+    assert_eq!(parser.line("    # a: initializing", 0.0), [named("s/test 1", "s/a"), started]);
     assert_eq!(parser.current().as_deref(), Some("s/a"));
     assert!(
         matches!(parser.line("    ok 1 a", 1.0).as_slice(), [Event::Ended(case)] if case.path == path(&["s", "a"]))
     );
-    assert!(matches!(parser.line("    ok 2 b", 1.0).as_slice(), [Event::Ended(_)]));
+    let last = parser.line("    ok 2 b", 1.0);
+    assert!(matches!(last.as_slice(), [name, Event::Ended(_)] if *name == named("s/test 2", "s/b")), "{last:?}");
     assert_eq!(parser.current().as_deref(), Some("s"));
     assert!(!parser.is_complete());
     assert_eq!(parser.line("ok 1 s", 1.0), []);
     assert!(parser.is_complete());
     assert_eq!(parser.current(), None);
+}
+
+#[test]
+fn what_was_guessed_is_named_later() {
+    let mut parser = Parser::new();
+    let text = "KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  # guess: of a program\n  ok 1 case\nok 1 suite\n";
+    let events: Vec<_> = text.lines().flat_map(|line| parser.line(line, 0.0)).collect();
+    let names = events.iter().filter_map(|event| match event {
+        Event::Named { from, to } => Some((from.as_str(), to.as_str())),
+        _ => None,
+    });
+    let expected = [("test 1/test 1", "test 1/guess"), ("test 1/guess", "test 1/case"), ("test 1", "suite")];
+    assert_eq!(names.collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -100,6 +116,7 @@ fn what_is_wrong_is_said() {
         ["b has number 1 where 2 was expected", "c has number 7 where 3 was expected"]
     );
     assert_eq!(problems("a result too few"), ["s: 2 of 3 planned results are missing"]);
+    assert_eq!(problems("no plan"), ["there is no plan, so that missing results cannot be told"]);
     assert_eq!(problems("a suite without an end")[0], "s: its own result is missing");
     let suite = "KTAP version 1\n1..1\n  # Subtest: s\n  1..1\n  ok 1 a\nnot ok 1 s\n";
     let ktap = read(suite, End::Whole);
