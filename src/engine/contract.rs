@@ -286,7 +286,8 @@ fn string_io(engine: &dyn Engine) {
 }
 
 fn kicks(engine: &dyn Engine) {
-    let guest = Guest::new(engine, 1, &[OUT_READY, &[0xeb, 0xfe]].concat()); // jmp $
+    // sti; out; jmp $. With IF clear Bochs 2.7, the VT-x of `scripts/nested --bochs`, holds back the host's interrupts too.
+    let guest = Guest::new(engine, 1, &[&[0xfb], OUT_READY, &[0xeb, 0xfe]].concat());
     let running = guest.start();
     assert!(matches!(running.next(), Access::Write(READY, _)));
     running.kicker.kick();
@@ -297,7 +298,7 @@ fn kicks(engine: &dyn Engine) {
     let (told, _) = channel();
     let again = vcpu.run(&Recorder { told: Mutex::new(told), stop: running.kicker.clone() }).unwrap();
     assert_eq!(again, Exit::Kicked);
-    assert_eq!(vcpu.state().unwrap().regs.rip, CODE + 2, "it was in the endless loop");
+    assert_eq!(vcpu.state().unwrap().regs.rip, CODE + 3, "it was in the endless loop");
     drop(vcpu);
     running.kicker.kick();
 }

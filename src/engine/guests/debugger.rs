@@ -15,7 +15,6 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("a debugger's breakpoints", breakpoints),
     ("a guest's own INT3 while a debugger has breakpoints", own_int3),
     ("a debugger's watchpoints", watchpoints),
-    ("a debugger's breakpoint in a register", in_a_register),
 ];
 
 const INT3: u8 = 0xcc;
@@ -96,6 +95,11 @@ impl Debugged {
 
 pub(in crate::engine) fn steps(engine: &dyn Engine) {
     let mut guest = Debugged::new(engine, |a| {
+        // Touches the pages. To Bochs 2.7, the VT-x of `scripts/nested --bochs`, it is a step when an instruction exits to
+        // the hypervisor for want of a page.
+        a.push(rax)?;
+        a.pop(rax)?;
+        a.out(0xf4, al)?;
         let mut over = a.create_label();
         a.nop()?;
         a.mov(eax, 5)?;
@@ -104,7 +108,8 @@ pub(in crate::engine) fn steps(engine: &dyn Engine) {
         a.set_label(&mut over)?;
         a.push(rax)
     });
-    for rip in [1, 6, 10, 11] {
+    assert_eq!(guest.run(), (Exit::Kicked, CODE + 4));
+    for rip in [5, 10, 14, 15] {
         guest.set(true, &[], &[]);
         assert_eq!(guest.run(), (Exit::Debug(Stop::Step), CODE + rip));
     }
