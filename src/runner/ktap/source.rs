@@ -252,10 +252,6 @@ impl Source {
         level.step = Step::Result;
         let (missing, first) = (level.missing(), level.next);
         level.next = first.saturating_add(missing);
-        // KUnit's parameters have none.
-        if path.is_empty() && level.plan.is_none() && first > 1 {
-            record.complain("there is no plan, so that missing results cannot be told".to_owned());
-        }
         if missing > 0 {
             let place = if path.is_empty() { "the whole".to_owned() } else { path.join("/") };
             let plan = level.plan.unwrap_or_default();
@@ -343,6 +339,10 @@ impl Source {
     pub(super) fn finish(&mut self, how: End, record: &mut Record) {
         let mut under_way = how != End::Whole;
         while let Some(level) = self.levels.last() {
+            // KUnit's parameters have none either.
+            if self.levels.len() == 1 && level.plan.is_none() && level.next > 1 {
+                record.complain("there is no plan, so that missing results cannot be told".to_owned());
+            }
             let told = self.levels.len() > 1 || level.notes.hint().is_some();
             match level.step {
                 Step::Result => {}
