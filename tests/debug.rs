@@ -125,8 +125,9 @@ fn a_kernel_stops_at_a_function_and_goes_on() {
     let dir = scratch();
     let socket = dir.path().join("gdb");
     // Debuggers may come at any time to a machine that waits for one.
-    let runner =
-        runner.with(&["--cpus", "2", "--name", "debugged"]).env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+    let runner = runner
+        .with(&["--cpus", "2", "--memory", "256M", "--name", "debugged"])
+        .env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
     let runner = runner.arg("--gdb-on-crash", format!("unix:{}", socket.display()));
     let script = "grep -w __x64_sys_newuname /proc/kallsyms; read x; uname >/dev/null; uname >/dev/null; echo got $x; \
                   read x; echo got $x; read y";

@@ -64,7 +64,8 @@ pub fn run_all(engine: &dyn Engine) {
         [breakpoints::TESTS, debugger::TESTS]
     } else {
         println!(
-            "kvm: NOT RUN: breakpoints, of which QEMU's emulation of SVM dies, and INT3, which it does not intercept"
+            "kvm: NOT RUN: breakpoints, of which QEMU's emulation of SVM dies, and INT3, which it does not intercept: \
+             scripts/nested --bochs"
         );
         [&[][..]; 2]
     };
