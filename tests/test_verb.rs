@@ -304,6 +304,19 @@ fn git_bisect_finds_the_commit() {
     assert!(output.status.success() && text.contains("\nchange 4\n"), "{text}");
 }
 
+/// What a test with planted faults came to: its status, and one complaint of each kind with a title that begins so.
+#[track_caller]
+fn complains(report: &serde_json::Value, id: &str, status: &str, splats: &[(&str, &str)]) {
+    let found = test(report, id);
+    assert_eq!(found["status"], status, "{id}: {found:#}");
+    let list = found["splats"].as_array().unwrap();
+    for (kind, title) in splats {
+        let is =
+            |splat: &&serde_json::Value| splat["kind"] == *kind && splat["title"].as_str().unwrap().starts_with(title);
+        assert_eq!(list.iter().filter(is).count(), 1, "{id}: {kind}, {title}: {list:#?}");
+    }
+}
+
 /// A kernel that looks for faults, and a module that has them. What does not kill the kernel shares a machine.
 #[test]
 fn planted_faults_are_named() {
@@ -311,7 +324,7 @@ fn planted_faults_are_named() {
     let suite = r#"
 [defaults]
 kernel = "KERNEL"
-timeout = 200
+timeout = 100
 volumes = ["KERNEL/planted:/mnt:ro"]
 [[test]]
 name = "goes-on"
@@ -327,24 +340,6 @@ insmod /mnt/planted.ko fault=leak
 until grep planted_leak /sys/kernel/debug/kmemleak; do sleep 1; echo scan >/sys/kernel/debug/kmemleak; done
 """
 [[test]]
-name = "stalls"
-cpus = 2
-append = "nmi_watchdog=1"
-command = """
-# Lock checking adds five seconds.
-echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
-insmod /mnt/planted.ko fault=rcu-stall seconds=12
-rmmod planted
-echo 100 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
-echo 2 >/proc/sys/kernel/hung_task_timeout_secs
-insmod /mnt/planted.ko fault=hung-task seconds=8
-rmmod planted
-echo 1 >/proc/sys/kernel/watchdog_thresh
-insmod /mnt/planted.ko fault=hard-lockup seconds=6
-rmmod planted
-insmod /mnt/planted.ko fault=soft-lockup seconds=6
-"""
-[[test]]
 name = "null"
 command = "insmod /mnt/planted.ko fault=null"
 [[test]]
@@ -353,46 +348,23 @@ command = "insmod /mnt/planted.ko fault=bug"
 "#;
     let (outcome, report) = bench.suite(suite, &["--jobs", "2"]);
     outcome.code(3);
-    for (id, status, splats) in [
-        (
-            "goes-on",
-            "fail",
-            &[
-                ("lockdep", "WARNING: suspicious RCU usage in planted_rcu_use"),
-                ("lockdep", "BUG: sleeping function called from invalid context in planted_sleep_in_atomic"),
-                ("lockdep", "possible deadlock in planted_lock_order"),
-                ("warning", "WARNING in planted_warn"),
-                ("ubsan", "UBSAN: shift-out-of-bounds in planted_shift"),
-                ("kasan", "KASAN: slab-use-after-free Write in planted_use_after_free"),
-                ("kasan", "KASAN: slab-out-of-bounds Write in planted_out_of_bounds"),
-                ("kasan", "KASAN: double-free in planted_double_free"),
-                ("kmemleak", "memory leak in planted_leak"),
-                ("taint", "tainted: B ("),
-            ][..],
-        ),
-        (
-            "stalls",
-            "fail",
-            &[
-                ("rcu-stall", "INFO: rcu detected stall in planted_"),
-                ("hung-task", "INFO: task hung in planted_"),
-                ("soft-lockup", "BUG: soft lockup in planted_"),
-                ("hard-lockup", "hard lockup in planted_"),
-            ],
-        ),
-        ("null", "crash", &[("oops", "BUG: unable to handle kernel NULL pointer dereference in planted_null")]),
-        ("bug", "crash", &[("bug", "kernel BUG in planted_bug")]),
-    ] {
-        let found = test(&report, id);
-        assert_eq!(found["status"], status, "{id}: {found:#}");
-        let list = found["splats"].as_array().unwrap();
-        for (kind, title) in splats {
-            let is = |splat: &&serde_json::Value| {
-                splat["kind"] == *kind && splat["title"].as_str().unwrap().starts_with(title)
-            };
-            assert_eq!(list.iter().filter(is).count(), 1, "{id}: {kind}, {title}: {list:#?}");
-        }
-    }
+    let going_on = [
+        ("lockdep", "WARNING: suspicious RCU usage in planted_rcu_use"),
+        ("lockdep", "BUG: sleeping function called from invalid context in planted_sleep_in_atomic"),
+        ("lockdep", "possible deadlock in planted_lock_order"),
+        ("warning", "WARNING in planted_warn"),
+        ("ubsan", "UBSAN: shift-out-of-bounds in planted_shift"),
+        ("kasan", "KASAN: slab-use-after-free Write in planted_use_after_free"),
+        ("kasan", "KASAN: slab-out-of-bounds Write in planted_out_of_bounds"),
+        ("kasan", "KASAN: double-free in planted_double_free"),
+        ("kmemleak", "memory leak in planted_leak"),
+        ("taint", "tainted: B ("),
+    ];
+    complains(&report, "goes-on", "fail", &going_on);
+    let null = "BUG: unable to handle kernel NULL pointer dereference in planted_null";
+    complains(&report, "null", "crash", &[("oops", null)]);
+    complains(&report, "bug", "crash", &[("bug", "kernel BUG in planted_bug")]);
+    assert_eq!(test(&report, "bug")["reason"], "kernel BUG in planted_bug");
     let goes_on = test(&report, "goes-on");
     let list = goes_on["splats"].as_array().unwrap();
     let trace = list.iter().find(|splat| splat["kind"] == "kasan").unwrap()["text"].as_str().unwrap();
@@ -403,6 +375,47 @@ command = "insmod /mnt/planted.ko fault=bug"
     let taint = list.iter().find(|splat| splat["kind"] == "taint").unwrap();
     assert!(taint["action"] == "warn" && !taint["title"].as_str().unwrap().contains("module"), "{taint:#}");
     assert!(goes_on["notes"].to_string().contains("O (module from outside of the tree"), "{goes_on:#}");
+}
+
+/// The same for a kernel that does not get on.
+#[test]
+fn planted_stalls_are_named() {
+    let bench = bench!("tree-test");
+    let suite = r#"
+[defaults]
+kernel = "KERNEL"
+timeout = 100
+cpus = 2
+append = "nmi_watchdog=1"
+volumes = ["KERNEL/planted:/mnt:ro"]
+[[test]]
+name = "rcu-stall"
+command = """
+# Lock checking adds five seconds.
+echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
+insmod /mnt/planted.ko fault=rcu-stall seconds=12
+"""
+[[test]]
+name = "lockups"
+command = """
+echo 2 >/proc/sys/kernel/hung_task_timeout_secs
+insmod /mnt/planted.ko fault=hung-task seconds=8
+rmmod planted
+echo 1 >/proc/sys/kernel/watchdog_thresh
+insmod /mnt/planted.ko fault=hard-lockup seconds=6
+rmmod planted
+insmod /mnt/planted.ko fault=soft-lockup seconds=6
+"""
+"#;
+    let (outcome, report) = bench.suite(suite, &["--jobs", "2"]);
+    outcome.code(1);
+    complains(&report, "rcu-stall", "fail", &[("rcu-stall", "INFO: rcu detected stall in planted_")]);
+    let lockups = [
+        ("hung-task", "INFO: task hung in planted_"),
+        ("hard-lockup", "hard lockup in planted_"),
+        ("soft-lockup", "BUG: soft lockup in planted_soft_lockup"),
+    ];
+    complains(&report, "lockups", "fail", &lockups);
 }
 
 /// A suite of which one case kills the kernel, or never ends.

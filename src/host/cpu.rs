@@ -75,7 +75,9 @@ mod tests {
         let says = |name: &str| flags.split_whitespace().any(|flag| flag == name);
         let cpu = HostCpu::detect();
         assert_eq!((cpu.aes, cpu.pclmulqdq, cpu.movbe), (says("aes"), says("pclmulqdq"), says("movbe")));
-        assert_eq!((cpu.rdseed, cpu.adx), (says("rdseed"), says("adx")));
+        assert_eq!(cpu.adx, says("adx"));
+        // Of some of AMD's Zen 5 it says nothing, since their RDSEED is wrong; here it only says what guests know of.
+        assert!(cpu.rdseed || !says("rdseed"));
         assert_eq!(cpu.level >= CpuLevel::V2, says("sse4_2") && says("ssse3") && says("popcnt") && says("cx16"));
         assert_eq!(
             cpu.level >= CpuLevel::V3,

@@ -29,7 +29,7 @@ pub struct Counters {
     /// Connections and packets that the rules forbid.
     pub denied: AtomicU64,
     /// How often what was forbidden, such as `tcp 192.0.2.1:443`, `udp [2001:db8::1]:123`, `ping 192.0.2.1` or
-    /// `name example.org`: the first [`MOST_DENIALS`] different ones.
+    /// `name example.org`: the first hundred different ones.
     pub denials: Mutex<BTreeMap<String, u64>>,
     /// Connections and flows that there was no room for.
     pub over_limit: AtomicU64,
