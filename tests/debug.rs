@@ -421,6 +421,6 @@ fn gdb_knows_source_lines_tasks_and_modules() {
     session.finish(BOOT).code(3);
     let report: serde_json::Value = serde_json::from_str(&bench.read("r.json")).unwrap();
     let test = test(&report, "sh");
-    let reason = "Kernel panic: sysrq triggered crash";
+    let reason = "kernel panic: sysrq triggered crash";
     assert_eq!((&test["status"], &test["reason"]), (&"crash".into(), &reason.into()), "{test:#}");
 }
